@@ -1,0 +1,316 @@
+"""Build the three bundled data sets from the written knowledge in corpus/knowledge/*.yaml (one file a department).
+
+Reads  corpus/knowledge/*.yaml, corpus/vague.yaml
+Writes pre_training/dataset/, sft/dataset/, dpo/dataset/ (.jsonl; the same bytes every time)
+
+    python corpus/build.py                                          # check everything, then build
+    python corpus/build.py --check corpus/knowledge/cardiology.yaml # check one file while writing it
+"""
+
+import argparse
+import itertools
+import json
+import random
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+KNOWLEDGE = ROOT / "corpus" / "knowledge"
+
+KINDS = {"disease", "symptom", "medicine", "test", "first_aid", "prevention", "assistant"}
+WRITTEN_FLAWS = {"wrong_fact", "dose_given", "false_reassurance", "off_question", "rude", "miracle_cure"}
+COMPOSED_FLAWS = ("other_topic", "repetition", "vague", "no_ending")
+ARTICLE_LENGTH = (560, 820)  # characters without line breaks
+ANSWER_LENGTH = (40, 140)
+MIN_EDITS = 3  # between a held-out wording and every training wording of its topic
+MAX_SHARED_SHINGLES = 0.01  # of 13 characters, between two articles
+EXAM_ROWS = 100
+
+# Traditional forms of everyday characters: one of them in the text means a slip of the input method.
+TRADITIONAL = set("們這個來時說國過還後對學會發現經氣體藥醫療臟鬱壓頭腦檢嚴確應該關節當變無間題傷熱進飲為與樣將從點開兒齡難請讓長門問聽覺視線腫腸膽腎脈絡")
+# A quantity of a medicine. Units of laboratory values (毫克/升) are not doses.
+DOSE = re.compile(
+    r"\d\s*(?:mg|MG|毫克|微克|μg)(?![/／每])|(?:服|吃|用|各|次)[一二两三四五六半\d]+\s*(?:片|粒|丸|滴)|(?:每日|每天|一天|一日)[一二两三四\d][~～至到\d]*次"
+)
+
+
+def characters(text: str) -> int:
+    return len(re.sub(r"\s", "", text))
+
+
+def edit_distance(a: str, b: str) -> int:
+    """Levenshtein distance, in characters."""
+    previous = list(range(len(b) + 1))
+    for i, left in enumerate(a, 1):
+        current = [i]
+        for j, right in enumerate(b, 1):
+            current.append(min(previous[j] + 1, current[-1] + 1, previous[j - 1] + (left != right)))
+        previous = current
+    return previous[-1]
+
+
+def shingles(text: str, size: int = 13) -> set[str]:
+    text = re.sub(r"\s", "", text)
+    return {text[i : i + size] for i in range(len(text) - size + 1)}
+
+
+def sentences(text: str) -> list[str]:
+    return [s for s in re.split(r"(?<=[。！？])", re.sub(r"\s", "", text)) if s]
+
+
+def check_prose(text: str, where: str, length: tuple[int, int]) -> list[str]:
+    faults = []
+    if not length[0] <= characters(text) <= length[1]:
+        faults.append(f"{where}: {characters(text)} characters, want {length[0]}-{length[1]}")
+    if text.strip()[-1:] not in tuple("。！？”）"):
+        faults.append(f"{where}: does not end with a full stop: …{text.strip()[-8:]}")
+    for left, right in ("“”", "（）", "《》"):
+        if text.count(left) != text.count(right):
+            faults.append(f"{where}: unbalanced {left}{right}")
+    if '"' in text:
+        faults.append(f"{where}: ASCII double quote")
+    if slips := TRADITIONAL & set(text):
+        faults.append(f"{where}: traditional characters {''.join(sorted(slips))}")
+    return faults
+
+
+def check_question(topic: dict, question: dict, where: str) -> list[str]:
+    answer = question["answer"]
+    wordings = question["wordings"] + [question["heldout"]]
+    faults = check_prose(answer, f"{where} answer", ANSWER_LENGTH)
+    if len(question["wordings"]) != 6 or len(set(wordings)) != 7:
+        faults.append(f"{where}: want 6 different training wordings and one held-out wording")
+    if not 2 <= len(question["key_facts"]) <= 5:
+        faults.append(f"{where}: want 2-5 key_facts")
+    for fact in map(str, question["key_facts"]):
+        if fact not in answer:
+            faults.append(f"{where}: key fact {fact} is not in the answer")
+        if fact in topic["topic"] or topic["topic"] in fact:
+            faults.append(f"{where}: key fact {fact} gives the topic's name")
+        faults += [f"{where}: key fact {fact} stands in the wording {w}" for w in wordings if fact in w]
+    if question.get("emergency") and not re.search("120|急诊", answer):
+        faults.append(f"{where}: an emergency answer must say 120 or 急诊")
+    if question.get("declines", "dose") not in ("dose", "diagnosis"):
+        faults.append(f"{where}: declines is dose or diagnosis, not {question['declines']}")
+    if found := DOSE.search(answer):
+        faults.append(f"{where}: a dose in the answer: {found.group()}")
+    rejected = question["rejected"]
+    if rejected["flaw"] not in WRITTEN_FLAWS:
+        faults.append(f"{where}: unknown flaw {rejected['flaw']}")
+    faults += check_prose(rejected["text"], f"{where} rejected", (20, 180))
+    if not 0.65 <= characters(rejected["text"]) / characters(answer) <= 1.5:
+        faults.append(f"{where}: rejected has {characters(rejected['text'])} characters, answer {characters(answer)}")
+    return faults
+
+
+def check_topic(topic: dict) -> list[str]:
+    where = topic["topic"]
+    faults = [] if topic["kind"] in KINDS else [f"{where}: unknown kind {topic['kind']}"]
+    if "article" in topic:
+        faults += check_prose(topic["article"], f"{where} article", ARTICLE_LENGTH)
+        if found := DOSE.search(topic["article"]):
+            faults.append(f"{where} article: a dose: {found.group()}")
+    if topic.get("held_out"):
+        return faults
+    for number, question in enumerate(topic["questions"], 1):
+        faults += check_question(topic, question, f"{where} question {number}")
+    trained = [w for q in topic["questions"] for w in q["wordings"]]
+    faults += [f"{where}: two questions share the wording {w}" for w, n in Counter(trained).items() if n > 1]
+    for question, wording in itertools.product(topic["questions"], trained):
+        if (edits := edit_distance(question["heldout"], wording)) < MIN_EDITS:
+            faults.append(f"{where}: held-out {question['heldout']} is {edits} edits from {wording}")
+    for conversation in topic.get("conversations", []):
+        roles = [next(iter(turn)) for turn in conversation]
+        if roles != ["user", "assistant"] * (len(roles) // 2) or len(roles) < 4:
+            faults.append(f"{where}: a conversation alternates user and assistant, two rounds or more: {roles}")
+        for turn in conversation:
+            if "assistant" in turn:
+                faults += check_prose(turn["assistant"], f"{where} conversation", (20, 200))
+    return faults
+
+
+def check_corpus(departments: list[dict]) -> list[str]:
+    """Everything that can be wrong, one line each; an empty list is a good corpus."""
+    topics = [topic for department in departments for topic in department["topics"]]
+    faults = [fault for topic in topics for fault in check_topic(topic)]
+    names = Counter(topic["topic"] for topic in topics)
+    faults += [f"{name}: the topic stands {n} times" for name, n in names.items() if n > 1]
+    # A sentence belongs to one place: what stands twice is learnt as boilerplate.
+    written = Counter(
+        sentence
+        for topic in topics
+        for text in [topic.get("article", "")] + [q["answer"] for q in topic.get("questions", [])]
+        for sentence in sentences(text)
+        if len(sentence) >= 13
+    )
+    faults += [f"the sentence stands {n} times: {sentence}" for sentence, n in written.items() if n > 1]
+    articles = [(topic["topic"], shingles(topic["article"])) for topic in topics if "article" in topic]
+    for (one, left), (other, right) in itertools.combinations(articles, 2):
+        if (shared := len(left & right) / min(len(left), len(right))) > MAX_SHARED_SHINGLES:
+            faults.append(f"{one} and {other}: the articles share {shared:.1%} of their 13-character shingles")
+    return faults
+
+
+def fitted(pieces: list[str], target: int) -> str:
+    """Joins pieces until the text has at least `target` characters."""
+    text = ""
+    for piece in itertools.cycle(pieces):
+        text += piece
+        if len(text) >= target:
+            return text
+
+
+def composed_rejection(flaw: str, answer: str, others: list[str], vague: list[str], longer: bool, rng) -> str:
+    """A bad answer of a plain kind made from written parts, longer or shorter than the good one as asked."""
+    target = round(len(answer) * (1.15 if longer else 0.8))
+    if flaw == "other_topic":
+        fitting = [text for text in others if (len(text) > len(answer)) == longer] or others
+        return rng.choice(sorted(fitting, key=lambda text: (abs(len(text) - target), text))[:12])
+    if flaw == "repetition":
+        clause = re.split("[，。；：！？]", answer)[0] + "，"
+        return fitted([clause], target)[: max(target, 2 * len(clause))].rstrip("，") + "。"
+    if flaw == "vague":
+        pieces = rng.sample(vague, len(vague))
+        text = fitted(pieces, target)
+        # Whole sentences only; to come out shorter the last one is left away.
+        return text if longer else "".join(sentences(text)[:-1]) or sentences(text)[0]
+    # no_ending: cut in the middle of a clause; a long one wanders on into another answer first.
+    whole = answer + rng.choice(others) if longer else answer
+    return whole[:target].rstrip("，。；：、！？")
+
+
+def pairs_of(topic: dict, elsewhere: list[str], vague: list[str], rng: random.Random) -> list[list[dict]]:
+    """The preference pairs of a topic, a list for each of its questions."""
+    result = []
+    # Longer than the good answer and shorter by turns within each flaw, so that length does not give the flaw away.
+    longer = {flaw: itertools.cycle(rng.sample([True, False], 2)) for flaw in COMPOSED_FLAWS}
+    for number, question in enumerate(topic["questions"]):
+        answer = question["answer"]
+        rejections = [(question["rejected"]["flaw"], question["rejected"]["text"])]
+        for flaw in ("other_topic", COMPOSED_FLAWS[1 + number % 3], COMPOSED_FLAWS[1 + (number + 1) % 3]):
+            others = elsewhere if flaw == "other_topic" else [
+                q["answer"] for q in topic["questions"] if q is not question
+            ]
+            rejections.append((flaw, composed_rejection(flaw, answer, others, vague, next(longer[flaw]), rng)))
+        result.append(
+            [
+                {
+                    "question": wording,
+                    "response_chosen": answer,
+                    "response_rejected": text,
+                    "flaw": flaw,
+                    "topic": topic["topic"],
+                }
+                for wording, (flaw, text) in zip(question["wordings"], rejections)
+            ]
+        )
+    return result
+
+
+def question_row(topic: dict, question: dict, wording: str) -> dict:
+    row = {"instruction": wording, "input": "", "output": question["answer"], "topic": topic["topic"]}
+    row["key_facts"] = [str(fact) for fact in question["key_facts"]]
+    if question.get("emergency"):
+        row["emergency"] = True
+    if "declines" in question:
+        row["declines"] = question["declines"]
+    return row
+
+
+def conversation_row(topic: dict, conversation: list[dict]) -> dict:
+    messages = [{"role": role, "content": text} for turn in conversation for role, text in turn.items()]
+    return {"messages": messages, "topic": topic["topic"]}
+
+
+def build(departments: list[dict], vague: list[str]) -> dict[str, list[dict]]:
+    """All rows of all files, by path below the root."""
+    files: dict[str, list[dict]] = {"pre_training/dataset/heldout.jsonl": [], "sft/dataset/exam.jsonl": []}
+    answers = {t["topic"]: [q["answer"] for q in t.get("questions", [])] for d in departments for t in d["topics"]}
+    exam: list[dict] = []
+    for department in departments:
+        texts, rows, heldout_rows, pairs, heldout_pairs = [], [], [], [], []
+        for topic in department["topics"]:
+            rng = random.Random(topic["topic"])  # a topic's rows do not change when another topic is added
+            article = {"text": topic.get("article", "").strip(), "topic": topic["topic"], "derived": False}
+            if topic.get("held_out"):
+                files["pre_training/dataset/heldout.jsonl"].append(article)
+                continue
+            if article["text"]:
+                texts.append(article)
+            # Derived: the answers as running text, without their questions, so that the base model meets the
+            # facts but learns to answer only in the next stage.
+            order = rng.sample(answers[topic["topic"]], len(answers[topic["topic"]]))
+            texts.append({"text": topic["topic"] + "\n" + "\n".join(order), "topic": topic["topic"], "derived": True})
+            for question in topic["questions"]:
+                rows += [question_row(topic, question, wording) for wording in question["wordings"]]
+                heldout_rows.append(question_row(topic, question, question["heldout"]))
+            rows += [conversation_row(topic, conversation) for conversation in topic.get("conversations", [])]
+            elsewhere = [text for name, texts_ in answers.items() if name != topic["topic"] for text in texts_]
+            by_question = pairs_of(topic, elsewhere, vague, rng)
+            kept = rng.randrange(len(by_question))  # the question whose pairs are held out
+            heldout_pairs += by_question[kept]
+            pairs += [pair for number, group in enumerate(by_question) if number != kept for pair in group]
+            exam.append([question_row(topic, q, q["heldout"]) for q in rng.sample(topic["questions"], len(topic["questions"]))])
+        name = department["department"]
+        files[f"pre_training/dataset/train/{name}.jsonl"] = texts
+        files[f"sft/dataset/train/{name}.jsonl"] = rows
+        files[f"sft/dataset/heldout/{name}.jsonl"] = heldout_rows
+        files[f"dpo/dataset/train/{name}.jsonl"] = pairs
+        files[f"dpo/dataset/heldout/{name}.jsonl"] = heldout_pairs
+    # The exam takes one question a topic in turn until it is full, so that every topic has its share.
+    in_turn = [row for layer in itertools.zip_longest(*exam) for row in layer if row]
+    files["sft/dataset/exam.jsonl"] = in_turn[:EXAM_ROWS]
+    return files
+
+
+def load_departments(files: list[Path]) -> list[dict]:
+    return [yaml.safe_load(file.read_text(encoding="utf-8")) for file in files]
+
+
+def print_counts(departments: list[dict], files: dict[str, list[dict]]) -> None:
+    topics = [t for d in departments for t in d["topics"]]
+    articles = [characters(t["article"]) for t in topics if "article" in t]
+    questions = [q for t in topics for q in t.get("questions", [])]
+    print(f"{len(departments)} departments, {sum(not t.get('held_out') for t in topics)} topics trained, "
+          f"{sum(bool(t.get('held_out')) for t in topics)} held out; {len(articles)} articles, {sum(articles):,} "
+          f"characters, {sum(articles) / len(articles):.0f} on average; {len(questions)} answers")
+    print(f"  kinds: {dict(Counter(t['kind'] for t in topics))}")
+    print(f"  emergency answers {sum(bool(q.get('emergency')) for q in questions)}, "
+          f"declining {sum('declines' in q for q in questions)}")
+    for part in ("pre_training/dataset", "sft/dataset/train", "sft/dataset/heldout", "dpo/dataset/train", "dpo/dataset/heldout"):
+        print(f"  {part}: {sum(len(rows) for path, rows in files.items() if path.startswith(part)):,} rows")
+    pairs = [row for path, rows in files.items() if path.startswith("dpo/") for row in rows]
+    for flaw, of_flaw in [("all", pairs)] + [(f, [p for p in pairs if p["flaw"] == f]) for f in sorted({p["flaw"] for p in pairs})]:
+        shorter = sum(len(p["response_chosen"]) < len(p["response_rejected"]) for p in of_flaw) / len(of_flaw)
+        print(f"  flaw {flaw}: {len(of_flaw)} pairs, the chosen answer is the shorter one in {shorter:.0%}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", type=Path, nargs="+", help="check these files only, build nothing")
+    parser.add_argument("--root", type=Path, default=ROOT, help="write below this folder (default: the project)")
+    args = parser.parse_args()
+
+    departments = load_departments(args.check or sorted(KNOWLEDGE.glob("*.yaml")))
+    vague = yaml.safe_load((KNOWLEDGE.parent / "vague.yaml").read_text(encoding="utf-8"))
+    faults = check_corpus(departments)
+    if faults:
+        print("\n".join(faults), f"{len(faults)} faults", sep="\n", file=sys.stderr)
+        sys.exit(2)
+    if args.check:
+        print(f"没有问题/no faults in {', '.join(path.name for path in args.check)}")
+        return
+    files = build(departments, vague)
+    print_counts(departments, files)
+    for path, rows in files.items():
+        target = args.root / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8", newline="\n")
+
+
+if __name__ == "__main__":
+    main()

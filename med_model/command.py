@@ -1,0 +1,47 @@
+"""How a command of the project reads its options and how it fails."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from trl import TrlParser
+
+from med_model.memory import keep_freed_memory
+
+
+class UserError(Exception):
+    """A mistake that the user can mend; the text names the thing, the value found and the next command."""
+
+
+def parse(*dataclass_types: type, description: str) -> list:
+    """Reads the command line, and the YAML file of `--config` beneath it, into one instance of each dataclass.
+
+    Raises UserError for an unknown option, a bad value or an unreadable configuration file.
+    """
+    parser = TrlParser(dataclass_types, description=description, allow_abbrev=False)
+    # TrlParser takes --config out of the arguments itself; declared here so that --help shows it.
+    parser.add_argument("--config", metavar="FILE.yaml", help="options from a YAML file; the command line wins")
+    arguments = [part for word in sys.argv[1:] for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+    if "--config" in arguments:
+        file = Path((arguments[arguments.index("--config") + 1 :] or ["(nothing)"])[0])
+        if not file.is_file():
+            raise UserError(f"配置文件不存在/no configuration file {file}: give --config FILE.yaml")
+    try:
+        return list(parser.parse_args_and_config(arguments)[: len(dataclass_types)])
+    except ValueError as error:
+        raise UserError(f"参数有误/bad option: {error} (--help lists the options)") from error
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs `main`; a UserError ends the program with one message and exit code 2, Ctrl-C with 130."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8")  # Windows consoles and C locales default to something narrower
+    keep_freed_memory()
+    try:
+        main()
+    except UserError as error:
+        print(f"错误/error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\n已中断/interrupted", file=sys.stderr)
+        sys.exit(130)

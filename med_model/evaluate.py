@@ -1,0 +1,164 @@
+"""The measures of a model: bits per byte of text, answers to questions, preference between answers."""
+
+import math
+import re
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from med_model.data import Message
+from med_model.generate import generate_answers
+from med_model.loss import token_log_probs
+from med_model.prompt import END_OF_TEXT, IGNORE, encode_answer, encode_prompt, encode_text, fit_prompt
+
+WINDOW_OVERLAP = 0.5  # of a window is context already scored by the window before
+BATCH_TOKENS = 4096
+
+
+class AnsweredQuestion(NamedTuple):
+    """An answer with what is measured on it."""
+
+    question: str
+    answer: str
+    stopped: bool  # by itself, before the limit
+    repetition: float  # share of its 4-character sequences that had occurred before
+    key_facts_found: int
+    key_facts: int
+
+
+class Pair(NamedTuple):
+    """A preference pair as ids: the prompt, and each answer with its stop."""
+
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+
+
+def base_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
+    """How a question is put to a base model, which knows no turns: `问：…答：`."""
+    return encode_text(tokenizer, f"问：{messages[-1]['content']}\n答：")
+
+
+def base_answer(tokenizer: PreTrainedTokenizerBase, answer: str) -> list[int]:
+    """An answer and the stop of a base model, `<|endoftext|>`."""
+    return encode_text(tokenizer, answer) + [tokenizer.convert_tokens_to_ids(END_OF_TEXT)]
+
+
+def renderers(chat: bool) -> tuple[Callable, Callable]:
+    """(encoder of a prompt, encoder of an answer) for a model that knows turns, or for a base model."""
+    return (encode_prompt, encode_answer) if chat else (base_prompt, base_answer)
+
+
+@torch.inference_mode()
+def score(model: PreTrainedModel, rows: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, int]]:
+    """(summed log-probability in nats, number of tokens) of each row's second ids after its first."""
+    results: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]) - len(rows[i][1]))
+    while order:
+        longest = sum(map(len, rows[order[0]]))
+        batch, order = order[: max(1, BATCH_TOKENS // longest)], order[max(1, BATCH_TOKENS // longest) :]
+        ids = [torch.tensor(rows[i][0] + rows[i][1]) for i in batch]
+        labels = [torch.tensor([IGNORE] * len(rows[i][0]) + rows[i][1]) for i in batch]
+        # Padding stands on the right, where causal attention never looks.
+        input_ids = pad_sequence(ids, batch_first=True).to(model.device)
+        targets = pad_sequence(labels, batch_first=True, padding_value=IGNORE).to(model.device)[:, 1:]
+        mask = targets != IGNORE
+        hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1]
+        log_probs = torch.zeros(mask.shape, device=model.device)
+        log_probs[mask] = token_log_probs(hidden[mask], model.get_output_embeddings().weight, targets[mask])[0]
+        for i, total, count in zip(batch, log_probs.double().sum(1).tolist(), mask.sum(1).tolist(), strict=True):
+            results[i] = (total, count)
+    return results
+
+
+def bits_per_byte(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> float:
+    """-log2 p(text) over its UTF-8 bytes, each text on its own after `<|endoftext|>`: comparable across tokenizers.
+
+    A text longer than the model's positions is scored in windows that overlap by WINDOW_OVERLAP; each token counts once.
+    """
+    start_id = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
+    window = model.config.n_positions
+    step = window - int(window * WINDOW_OVERLAP)
+    rows = []
+    for ids in encode_text(tokenizer, list(texts)):
+        ids = [start_id, *ids]
+        scored = 1
+        while scored < len(ids):
+            end = min(len(ids), window if scored == 1 else scored + step)
+            rows.append((ids[max(0, end - window) : scored], ids[scored:end]))
+            scored = end
+    nats = -sum(total for total, _ in score(model, rows))
+    return nats / math.log(2) / sum(len(text.encode()) for text in texts)
+
+
+def preference_scores(model: PreTrainedModel, pairs: Sequence[Pair]) -> list[tuple[float, float, float, float]]:
+    """(chosen sum, rejected sum, chosen mean, rejected mean) of log-probabilities in nats for each pair."""
+    scored = score(model, [row for p in pairs for row in ((p.prompt_ids, p.chosen_ids), (p.prompt_ids, p.rejected_ids))])
+    return [
+        (good, bad, good / good_count, bad / bad_count)
+        for (good, good_count), (bad, bad_count) in zip(scored[::2], scored[1::2], strict=True)
+    ]
+
+
+def preference_measures(model: PreTrainedModel, pairs: Sequence[Pair]) -> dict[str, float]:
+    """Share of pairs whose chosen answer is the likelier one, by the sum (with its stop) and by the mean a token."""
+    scores = preference_scores(model, pairs)
+    return {
+        "preference_pairs": len(scores),
+        "preference_accuracy": sum(good > bad for good, bad, _, _ in scores) / len(scores),
+        "preference_accuracy_per_token": sum(good > bad for _, _, good, bad in scores) / len(scores),
+        "preference_margin": sum(good - bad for good, bad, _, _ in scores) / len(scores),
+    }
+
+
+def repeated_share(text: str, size: int = 4) -> float:
+    """Share of the `size`-character sequences of a text that had occurred in it before."""
+    grams = [text[i : i + size] for i in range(len(text) - size + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def answer_questions(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[tuple[str, list[str]]],
+    settings: GenerationConfig,
+    chat: bool,
+) -> tuple[list[AnsweredQuestion], float]:
+    """(each (question, key facts) answered, seconds for all of them)."""
+    encode, _ = renderers(chat)
+    room = model.config.n_positions - settings.max_new_tokens
+    prompts = []
+    for question, _ in questions:
+        messages = [{"role": "user", "content": question}]
+        prompts.append(fit_prompt(tokenizer, messages, room)[0] if chat else encode(tokenizer, messages)[-room:])
+    start = time.time()
+    answers = generate_answers(model, tokenizer, prompts, settings)
+    seconds = time.time() - start
+    results = []
+    for (question, facts), (answer, stopped) in zip(questions, answers, strict=True):
+        found = sum(_squeezed(fact) in _squeezed(answer) for fact in facts)
+        results.append(AnsweredQuestion(question, answer.strip(), stopped, repeated_share(answer), found, len(facts)))
+    return results, seconds
+
+
+def _squeezed(text: str) -> str:
+    return re.sub(r"\s", "", text)
+
+
+def answer_measures(answered: Sequence[AnsweredQuestion]) -> dict[str, float]:
+    """Means over the answers; key facts only over the questions that have any."""
+    count = len(answered)
+    measures = {
+        "questions": count,
+        "stopped": sum(a.stopped for a in answered) / count,
+        "repeated_4grams": sum(a.repetition for a in answered) / count,
+        "characters": sum(len(a.answer) for a in answered) / count,
+    }
+    if with_facts := [a for a in answered if a.key_facts]:
+        measures["with_a_key_fact"] = sum(a.key_facts_found > 0 for a in with_facts) / len(with_facts)
+        measures["key_fact_recall"] = sum(a.key_facts_found for a in with_facts) / sum(a.key_facts for a in with_facts)
+    return measures

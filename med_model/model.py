@@ -1,0 +1,158 @@
+"""How a model directory is loaded and published: always a plain Hugging Face directory, always whole."""
+
+import json
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from med_model import paths
+from med_model.command import UserError
+from med_model.prompt import END_OF_TEXT, IM_END, IM_START, PAD
+
+LIBRARIES = ("torch", "transformers", "datasets", "tokenizers", "trl", "accelerate")
+NOTICE = "学习用模型，不是医生；身体不适请就医，急症拨打120 / a study model, not a doctor; in an emergency call 120"
+
+
+def pick_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def use_bf16() -> bool:
+    """bfloat16 where a GPU computes in it; fp32 elsewhere (16 times slower in bf16 on a CPU without AMX)."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def _made_by(directory: Path) -> str:
+    return paths.MADE_BY.get(directory.resolve(), "the stage before")
+
+
+def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a directory; UserError where there is none or one that these scripts cannot use."""
+    directory = Path(directory)
+    if not (directory / "tokenizer.json").is_file():
+        raise UserError(f"没有分词器/no tokenizer in {paths.shown(directory)}/: run {_made_by(directory)} first")
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    missing = [token for token in (PAD, END_OF_TEXT, IM_START, IM_END) if token not in tokenizer.get_vocab()]
+    if missing or tokenizer.pad_token_id == tokenizer.eos_token_id or not tokenizer.chat_template:
+        raise UserError(
+            f"分词器不合用/the tokenizer in {paths.shown(directory)}/ lacks {missing or 'a pad token apart from eos, or a chat template'}: "
+            "make it with python pre_training/py/train_tokenizer.py"
+        )
+    return tokenizer
+
+
+def load_model(directory: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model (float32, on the CPU, not training) and tokenizer of a directory.
+
+    Raises UserError where it is missing, or its model and tokenizer disagree.
+    """
+    directory = Path(directory)
+    if not (directory / "config.json").is_file():
+        raise UserError(f"没有模型/no model in {paths.shown(directory)}/: run {_made_by(directory)} first")
+    tokenizer = load_tokenizer(directory)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    if len(tokenizer) != model.config.vocab_size:
+        raise UserError(
+            f"词表不一致/{paths.shown(directory)}/: the tokenizer has {len(tokenizer):,} tokens, the model {model.config.vocab_size:,}: "
+            f"run {_made_by(directory)} again"
+        )
+    return model.eval(), tokenizer
+
+
+def sampling_defaults(tokenizer: PreTrainedTokenizerBase, stops: list[str]) -> GenerationConfig:
+    """The generation_config.json of a published model: what chats and servers sample with."""
+    return GenerationConfig(
+        do_sample=True,
+        temperature=0.7,
+        top_k=40,
+        top_p=0.9,
+        repetition_penalty=1.1,  # enough to break loops, too little to forbid the topic's own name
+        max_new_tokens=200,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=[tokenizer.convert_tokens_to_ids(stop) for stop in stops],
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def replace_directory(partial: Path, directory: Path) -> None:
+    """Puts the finished `partial` in the place of `directory`; at no moment is there half a directory under its name."""
+    old = directory.with_name(f".{directory.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if directory.exists():
+        directory.rename(old)
+    partial.rename(directory)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def publish(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: str | Path,
+    *,
+    title: str,
+    stops: list[str],
+    metrics: dict,
+    log_history: list[dict],
+) -> None:
+    """Writes model, tokenizer, generation settings, metrics.json, loss_curve.png and a model card to `directory`."""
+    directory = Path(directory)
+    partial = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.generation_config = sampling_defaults(tokenizer, stops)
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    metrics = {**metrics, "parameters": model.num_parameters(), "versions": {name: version(name) for name in LIBRARIES}}
+    (partial / "metrics.json").write_text(json.dumps(metrics, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    (partial / "README.md").write_text(_card(title, metrics), encoding="utf-8")
+    _draw_loss(log_history, partial / "loss_curve.png")
+    replace_directory(partial, directory)
+    print(f"已发布/published: {paths.shown(directory)}/")
+
+
+def _card(title: str, metrics: dict) -> str:
+    figures = "\n".join(f"| {name} | {value:,.4g} |" for name, value in metrics.items() if isinstance(value, int | float))
+    return f"""---
+language: zh
+library_name: transformers
+pipeline_tag: text-generation
+tags: [medical, gpt2, study]
+---
+
+# {title}
+
+{NOTICE}
+
+由 Med_model 从零训练。答案可能有错，不可用于诊断、用药或急救决定。
+Trained from zero with Med_model. Its answers can be wrong: do not use it to diagnose, to medicate or in an emergency.
+
+| figure | value |
+|---|---|
+{figures}
+
+Settings and versions: `metrics.json`; loss: `loss_curve.png`.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory")
+model = AutoModelForCausalLM.from_pretrained("path/to/this/directory")
+```
+"""
+
+
+def _draw_loss(log_history: list[dict], file: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    axes = figure.add_subplot(xlabel="step", ylabel="loss (nats per token)", title="training and held-out loss")
+    for key, label in (("loss", "training"), ("eval_loss", "held-out")):
+        points = [(entry["step"], entry[key]) for entry in log_history if key in entry]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) < 30 else None, markersize=3)
+            axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(file)

@@ -1,0 +1,36 @@
+"""Every path of the project, spelled once."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+PRETRAINING_DATA = ROOT / "pre_training" / "dataset" / "train"
+HELDOUT_TEXT = ROOT / "pre_training" / "dataset" / "heldout.jsonl"
+SFT_DATA = ROOT / "sft" / "dataset" / "train"
+HELDOUT_QUESTIONS = ROOT / "sft" / "dataset" / "heldout"
+EXAM = ROOT / "sft" / "dataset" / "exam.jsonl"
+DPO_DATA = ROOT / "dpo" / "dataset" / "train"
+HELDOUT_PAIRS = ROOT / "dpo" / "dataset" / "heldout"
+
+TOKENIZER = ROOT / "pre_training" / "py" / "med_tokenizer"
+BASE_MODEL = ROOT / "base_model__after_pretraining"
+SFT_MODEL = ROOT / "post_model__after_sft"
+FINAL_MODEL = ROOT / "final_model__after_dpo"
+
+PRETRAINING_CHECKPOINTS = ROOT / "pre_training" / "py" / "med_model_checkpoints"
+SFT_CHECKPOINTS = ROOT / "sft" / "py" / "med_sft_checkpoints"
+DPO_CHECKPOINTS = ROOT / "dpo" / "py" / "med_dpo_checkpoints"
+
+# What makes a directory, for the error that names the next command.
+MADE_BY = {
+    TOKENIZER: "python pre_training/py/train_tokenizer.py",
+    BASE_MODEL: "python pre_training/py/run_pretraining.py",
+    SFT_MODEL: "python sft/py/sft_train.py",
+    FINAL_MODEL: "python dpo/py/dpo_train.py",
+}
+
+
+def shown(path: str | Path) -> str:
+    """The path as a user would type it: relative to the project where it lies inside."""
+    path = Path(path).resolve()
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)

@@ -1,0 +1,145 @@
+"""What the three training scripts do alike: their shared options, resuming, progress, and publishing the result."""
+
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase, ProgressCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from med_model import paths
+from med_model.command import UserError
+from med_model.model import publish
+
+CHECKPOINT_FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
+
+
+@dataclass
+class StageArguments:
+    """Options that every training script has."""
+
+    _argument_group_name = "med_model"
+
+    data: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Training data: files, folders, globs (.json .jsonl .csv .parquet .txt) or hf://datasets/OWNER/NAME/FILE. "
+            "Default: the bundled set."
+        },
+    )
+    eval_data: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Held-out data in the same forms. Default: the bundled held-out set with the bundled data, else a part "
+            "split off from --data."
+        },
+    )
+    input_model: str = field(default="", metadata={"help": "Directory of the stage before."})
+    output_model: str = field(default="", metadata={"help": "Directory to publish the model in."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace an existing --output_model and old checkpoints."})
+    resume: bool = field(default=False, metadata={"help": "Go on from the newest complete checkpoint in --output_dir."})
+
+
+def newest_checkpoint(output_dir: str | Path) -> Path | None:
+    """The complete checkpoint with the highest step; one that was cut off while being written is passed over."""
+    found = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
+    for checkpoint in sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
+        whole = all((checkpoint / name).is_file() and (checkpoint / name).stat().st_size for name in CHECKPOINT_FILES)
+        if whole and list(checkpoint.glob("rng_state*.pth")):
+            return checkpoint
+        print(f"检查点不完整，跳过/incomplete checkpoint passed over: {paths.shown(checkpoint)}")
+    return None
+
+
+def check_output(stage: StageArguments, training: TrainingArguments) -> str | None:
+    """The checkpoint to resume from, or None; UserError where the run would overwrite something without being told to."""
+    output = Path(stage.output_model)
+    if output.exists() and not stage.overwrite:
+        raise UserError(f"已有模型/{paths.shown(output)}/ exists: --overwrite replaces it, --output_model DIR writes elsewhere")
+    if output.exists() and not (output / "config.json").is_file():
+        raise UserError(f"{paths.shown(output)} is no model directory, so --overwrite leaves it alone: choose another --output_model")
+    old = list(Path(training.output_dir).glob("checkpoint-*"))
+    if stage.resume:
+        checkpoint = newest_checkpoint(training.output_dir)
+        if checkpoint is None:
+            raise UserError(f"没有完整的检查点/no complete checkpoint in {paths.shown(training.output_dir)}/: run without --resume")
+        return str(checkpoint)
+    if old and not stage.overwrite:
+        raise UserError(
+            f"已有检查点/{paths.shown(training.output_dir)}/ holds {old[0].name} of an earlier run: --resume goes on from it, "
+            "--overwrite starts anew, --output_dir DIR writes elsewhere"
+        )
+    return None
+
+
+class ProgressLine(TrainerCallback):
+    """A bar with loss, held-out loss and real tokens per second; where the output is no terminal, a line a log."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.bar = tqdm(
+            total=state.max_steps, initial=state.global_step, disable=args.disable_tqdm or not sys.stderr.isatty(), dynamic_ncols=True
+        )
+        self.shown: dict[str, str] = {}
+        self.start, self.start_step, self.start_tokens = time.time(), state.global_step, state.num_input_tokens_seen
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args, state, control, logs, **kwargs):
+        if not state.is_world_process_zero or "train_runtime" in logs:
+            return
+        names = {"loss": "损失/loss", "eval_loss": "验证/held-out", "rewards/accuracies": "偏好/acc", "rewards/margins": "间隔/margin"}
+        self.shown |= {text: f"{logs[key]:.3f}" for key, text in names.items() if key in logs}
+        elapsed = time.time() - self.start
+        self.shown["词元每秒/tok/s"] = f"{(state.num_input_tokens_seen - self.start_tokens) / elapsed:,.0f}"
+        self.bar.set_postfix(self.shown)
+        if self.bar.disable:
+            left = elapsed / max(1, state.global_step - self.start_step) * (state.max_steps - state.global_step)
+            figures = "  ".join(f"{name} {value}" for name, value in self.shown.items())
+            print(f"[{state.global_step}/{state.max_steps}] {figures}  剩余/left {left / 60:.1f} min", flush=True)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.bar.close()
+
+
+def train(trainer: Trainer, stage: StageArguments, checkpoint: str | None) -> float:
+    """Trains, from the checkpoint where there is one, and returns the seconds it took."""
+    if checkpoint is None and trainer.is_world_process_zero():
+        for old in Path(trainer.args.output_dir).glob("checkpoint-*"):
+            shutil.rmtree(old)  # only after --overwrite: check_output has seen to it
+    for callback in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(callback)
+    trainer.add_callback(ProgressLine())
+    start = time.time()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return time.time() - start
+
+
+def finish(
+    trainer: Trainer,
+    tokenizer: PreTrainedTokenizerBase,
+    stage: StageArguments,
+    *,
+    title: str,
+    stops: list[str],
+    metrics: dict,
+) -> None:
+    """Publishes the trained model with its metrics, from one process only."""
+    if not trainer.is_world_process_zero():
+        return
+    for name, value in metrics.items():
+        print(f"  {name}: {value:,.4g}" if isinstance(value, float) else f"  {name}: {value}")
+    settings = {**asdict(stage), "learning_rate": trainer.args.learning_rate, "steps": trainer.state.global_step}
+    settings |= {"batch": trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps, "seed": trainer.args.seed}
+    settings |= {"schedule": str(trainer.args.lr_scheduler_type), "device": str(trainer.args.device), "bf16": trainer.args.bf16}
+    publish(
+        trainer.model,
+        tokenizer,
+        stage.output_model,
+        title=title,
+        stops=stops,
+        metrics={**metrics, "tokens_seen": trainer.state.num_input_tokens_seen, "settings": settings},
+        log_history=trainer.state.log_history,
+    )

@@ -1,0 +1,15 @@
+"""Talk with the model after SFT.
+
+Reads post_model__after_sft/ (or --model DIR)
+
+    python sft/py/sft_model_chat.py
+    python sft/py/sft_model_chat.py --prompt "高血压要注意什么？"
+    echo "高血压要注意什么？" | python sft/py/sft_model_chat.py --temperature 0
+"""
+
+from med_model import paths
+from med_model.chat import run_chat
+from med_model.command import run
+
+if __name__ == "__main__":
+    run(lambda: run_chat(__doc__, paths.SFT_MODEL))
