@@ -31,6 +31,7 @@ from med_model.prompt import CHAT_TEMPLATE, END_OF_TEXT, IM_END, IM_START, PAD
 SPLITS = (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}")
 # 8 hanzi. Uncapped, whole boilerplate sentences become tokens; capped at 4 hanzi a held-out text needs a sixth more tokens.
 MAX_TOKEN_BYTES = 24
+MIN_FREQUENCY = 4  # what stands in the corpus less often is not met often enough to be learnt
 
 
 @dataclass
@@ -70,8 +71,8 @@ class Corpus:
         for where, record in read_records(self.files):
             if choose.random() >= self.share:
                 continue
-            for line in "\n".join(texts_of(where, record)).splitlines(keepends=True):
-                if hash(line) not in seen and self.bytes < self.max_bytes:
+            for line in "\n".join(texts_of(where, record)).split("\n"):
+                if line and hash(line) not in seen and self.bytes < self.max_bytes:
                     seen.add(hash(line))
                     self.lines += 1
                     self.bytes += len(line.encode())
@@ -111,7 +112,7 @@ def main() -> None:
     tokenizer = byte_level_bpe()
     trainer = trainers.BpeTrainer(
         vocab_size=args.vocab_size,
-        min_frequency=2,
+        min_frequency=MIN_FREQUENCY,
         special_tokens=specials,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         max_token_length=MAX_TOKEN_BYTES,
@@ -145,8 +146,8 @@ def main() -> None:
     print(f"词表/vocabulary: {len(made):,} -> {paths.shown(output)}/")
     if len(made) < args.vocab_size:
         print(
-            f"语料只够 {len(made):,} 个词元，不到 {args.vocab_size:,}：每次合并至少要出现两次。更多文本会得到更大的词表。\n"
-            f"This corpus supports {len(made):,} tokens, not {args.vocab_size:,}: a merge must occur at least twice. More text gives more."
+            f"语料只够 {len(made):,} 个词元，不到 {args.vocab_size:,}：词元至少要出现 {MIN_FREQUENCY} 次。更多文本会得到更大的词表。\n"
+            f"This corpus supports {len(made):,} tokens, not {args.vocab_size:,}: a token must occur {MIN_FREQUENCY} times. More text gives more."
         )
 
 
