@@ -31,7 +31,9 @@ MAX_SHARED_SHINGLES = 0.01  # of 13 characters, between two articles
 EXAM_ROWS = 100
 
 # Traditional forms of everyday characters: one of them in the text means a slip of the input method.
-TRADITIONAL = set("們這個來時說國過還後對學會發現經氣體藥醫療臟鬱壓頭腦檢嚴確應該關節當變無間題傷熱進飲為與樣將從點開兒齡難請讓長門問聽覺視線腫腸膽腎脈絡")
+TRADITIONAL = set(
+    "們這個來時說國過還後對學會發現經氣體藥醫療臟鬱壓頭腦檢嚴確應該關節當變無間題傷熱進飲為與樣將從點開兒齡難請讓長門問聽覺視線腫腸膽腎脈絡"
+)
 # A quantity of a medicine. Units of laboratory values (毫克/升) are not doses.
 DOSE = re.compile(
     r"\d\s*(?:mg|MG|毫克|微克|μg)(?![/／每])|(?:服|吃|用|各|次)[一二两三四五六半\d]+\s*(?:片|粒|丸|滴)|(?:每日|每天|一天|一日)[一二两三四\d][~～至到\d]*次"
@@ -150,7 +152,7 @@ def check_corpus(departments: list[dict]) -> list[str]:
     faults += [f"the sentence stands {n} times: {sentence}" for sentence, n in written.items() if n > 1]
     articles = [(topic["topic"], shingles(topic["article"])) for topic in topics if "article" in topic]
     for (one, left), (other, right) in itertools.combinations(articles, 2):
-        if (shared := len(left & right) / min(len(left), len(right))) > MAX_SHARED_SHINGLES:
+        if (shared := len(left & right) / max(1, min(len(left), len(right)))) > MAX_SHARED_SHINGLES:
             faults.append(f"{one} and {other}: the articles share {shared:.1%} of their 13-character shingles")
     return faults
 
@@ -192,9 +194,9 @@ def pairs_of(topic: dict, elsewhere: list[str], vague: list[str], rng: random.Ra
         answer = question["answer"]
         rejections = [(question["rejected"]["flaw"], question["rejected"]["text"])]
         for flaw in ("other_topic", COMPOSED_FLAWS[1 + number % 3], COMPOSED_FLAWS[1 + (number + 1) % 3]):
-            others = elsewhere if flaw == "other_topic" else [
-                q["answer"] for q in topic["questions"] if q is not question
-            ]
+            others = (
+                elsewhere if flaw == "other_topic" else [q["answer"] for q in topic["questions"] if q is not question]
+            )
             rejections.append((flaw, composed_rejection(flaw, answer, others, vague, next(longer[flaw]), rng)))
         result.append(
             [
@@ -205,7 +207,7 @@ def pairs_of(topic: dict, elsewhere: list[str], vague: list[str], rng: random.Ra
                     "flaw": flaw,
                     "topic": topic["topic"],
                 }
-                for wording, (flaw, text) in zip(question["wordings"], rejections)
+                for wording, (flaw, text) in zip(question["wordings"], rejections, strict=False)
             ]
         )
     return result
@@ -234,7 +236,7 @@ def build(departments: list[dict], vague: list[str]) -> dict[str, list[dict]]:
     for department in departments:
         texts, rows, heldout_rows, pairs, heldout_pairs = [], [], [], [], []
         for topic in department["topics"]:
-            rng = random.Random(topic["topic"])  # a topic's rows do not change when another topic is added
+            rng = random.Random(topic["topic"])  # what is held out does not change when another topic is added
             article = {"text": topic.get("article", "").strip(), "topic": topic["topic"], "derived": False}
             if topic.get("held_out"):
                 files["pre_training/dataset/heldout.jsonl"].append(article)
@@ -250,11 +252,12 @@ def build(departments: list[dict], vague: list[str]) -> dict[str, list[dict]]:
                 heldout_rows.append(question_row(topic, question, question["heldout"]))
             rows += [conversation_row(topic, conversation) for conversation in topic.get("conversations", [])]
             elsewhere = [text for name, texts_ in answers.items() if name != topic["topic"] for text in texts_]
+            kept = rng.randrange(len(topic["questions"]))  # the question whose pairs are held out
+            in_turn = rng.sample(topic["questions"], len(topic["questions"]))
+            exam.append([question_row(topic, question, question["heldout"]) for question in in_turn])
             by_question = pairs_of(topic, elsewhere, vague, rng)
-            kept = rng.randrange(len(by_question))  # the question whose pairs are held out
             heldout_pairs += by_question[kept]
             pairs += [pair for number, group in enumerate(by_question) if number != kept for pair in group]
-            exam.append([question_row(topic, q, q["heldout"]) for q in rng.sample(topic["questions"], len(topic["questions"]))])
         name = department["department"]
         files[f"pre_training/dataset/train/{name}.jsonl"] = texts
         files[f"sft/dataset/train/{name}.jsonl"] = rows
@@ -275,16 +278,28 @@ def print_counts(departments: list[dict], files: dict[str, list[dict]]) -> None:
     topics = [t for d in departments for t in d["topics"]]
     articles = [characters(t["article"]) for t in topics if "article" in t]
     questions = [q for t in topics for q in t.get("questions", [])]
-    print(f"{len(departments)} departments, {sum(not t.get('held_out') for t in topics)} topics trained, "
-          f"{sum(bool(t.get('held_out')) for t in topics)} held out; {len(articles)} articles, {sum(articles):,} "
-          f"characters, {sum(articles) / len(articles):.0f} on average; {len(questions)} answers")
+    print(
+        f"{len(departments)} departments, {sum(not t.get('held_out') for t in topics)} topics trained, "
+        f"{sum(bool(t.get('held_out')) for t in topics)} held out; {len(articles)} articles, {sum(articles):,} "
+        f"characters, {sum(articles) / len(articles):.0f} on average; {len(questions)} answers"
+    )
     print(f"  kinds: {dict(Counter(t['kind'] for t in topics))}")
-    print(f"  emergency answers {sum(bool(q.get('emergency')) for q in questions)}, "
-          f"declining {sum('declines' in q for q in questions)}")
-    for part in ("pre_training/dataset", "sft/dataset/train", "sft/dataset/heldout", "dpo/dataset/train", "dpo/dataset/heldout"):
+    print(
+        f"  emergency answers {sum(bool(q.get('emergency')) for q in questions)}, "
+        f"declining {sum('declines' in q for q in questions)}"
+    )
+    for part in (
+        "pre_training/dataset",
+        "sft/dataset/train",
+        "sft/dataset/heldout",
+        "dpo/dataset/train",
+        "dpo/dataset/heldout",
+    ):
         print(f"  {part}: {sum(len(rows) for path, rows in files.items() if path.startswith(part)):,} rows")
     pairs = [row for path, rows in files.items() if path.startswith("dpo/") for row in rows]
-    for flaw, of_flaw in [("all", pairs)] + [(f, [p for p in pairs if p["flaw"] == f]) for f in sorted({p["flaw"] for p in pairs})]:
+    for flaw, of_flaw in [("all", pairs)] + [
+        (f, [p for p in pairs if p["flaw"] == f]) for f in sorted({p["flaw"] for p in pairs})
+    ]:
         shorter = sum(len(p["response_chosen"]) < len(p["response_rejected"]) for p in of_flaw) / len(of_flaw)
         print(f"  flaw {flaw}: {len(of_flaw)} pairs, the chosen answer is the shorter one in {shorter:.0%}")
 
@@ -309,7 +324,9 @@ def main() -> None:
     for path, rows in files.items():
         target = args.root / path
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8", newline="\n")
+        target.write_text(
+            "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8", newline="\n"
+        )
 
 
 if __name__ == "__main__":

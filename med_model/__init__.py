@@ -2,5 +2,5 @@
 
 import os
 
-# No stage reports anything to anybody. Read by huggingface_hub when it is imported, so it stands before every other import.
+# No stage reports anything to anybody. huggingface_hub reads this once, when it is imported.
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"

@@ -9,14 +9,18 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from med_model import paths
 from med_model.data import Message
-from med_model.generate import stream_text
+from med_model.generate import prompt_room, stream_text
 from med_model.model import NOTICE, load_model, pick_device
 from med_model.prompt import encode_text, fit_prompt
 
 
 def _arguments(description: str, model_directory) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--model", default=str(model_directory), help=f"model directory (default: {paths.shown(model_directory)})")
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument(
+        "--model", default=str(model_directory), help=f"model directory (default: {paths.shown(model_directory)})"
+    )
     parser.add_argument("--prompt", help="answer this once and end")
     parser.add_argument("--max_new_tokens", type=int, help="longest answer, in tokens")
     parser.add_argument("--temperature", type=float, help="0 takes the likeliest token each time (greedy)")
@@ -41,7 +45,14 @@ def sampling_settings(model: PreTrainedModel, options: argparse.Namespace) -> Ge
 class Chat:
     """A conversation with a model: `say` streams the answer to the next input and remembers both."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: GenerationConfig, seed: int | None, turns: bool):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: GenerationConfig,
+        seed: int | None,
+        turns: bool,
+    ):
         self.model, self.tokenizer, self.settings, self.turns = model, tokenizer, settings, turns
         self.generator = torch.Generator(device=model.device)
         if seed is None:
@@ -52,7 +63,7 @@ class Chat:
 
     def prompt_ids(self, text: str) -> list[int]:
         """The ids that the answer to `text` is generated from, cut from the front to leave room for it."""
-        room = max(1, self.model.config.n_positions - self.settings.max_new_tokens)
+        room = prompt_room(self.model, self.settings)
         if not self.turns:
             ids = encode_text(self.tokenizer, text)
             return ids[-room:]
@@ -98,7 +109,11 @@ def run_chat(description: str, model_directory, turns: bool = True) -> None:
             if line.strip():
                 _print_answer(chat, line.strip())
         return
-    print("回车发送，/clear 清空，Ctrl-C 停止回答，Ctrl-D 退出 / Enter sends, /clear forgets, Ctrl-C stops an answer, Ctrl-D ends", file=sys.stderr)
+    print(
+        "回车发送，/clear 清空，Ctrl-C 停止回答，Ctrl-D 退出 / "
+        "Enter sends, /clear forgets, Ctrl-C stops an answer, Ctrl-D ends",
+        file=sys.stderr,
+    )
     while True:
         try:
             text = input("\n> ").strip()

@@ -1,5 +1,6 @@
 """How a command of the project reads its options and how it fails."""
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,15 +14,28 @@ class UserError(Exception):
     """A mistake that the user can mend; the text names the thing, the value found and the next command."""
 
 
+def _inherit_help(dataclass_type: type) -> None:
+    """A field that only gives an inherited option another default keeps the text that --help shows for it."""
+    for field in dataclasses.fields(dataclass_type):
+        inherited = (base.__dataclass_fields__.get(field.name) for base in dataclass_type.__mro__[1:-1])
+        helped = next((f for f in inherited if f is not None and "help" in f.metadata), None)
+        if "help" not in field.metadata and helped is not None:
+            field.metadata = helped.metadata
+
+
 def parse(*dataclass_types: type, description: str) -> list:
     """Reads the command line, and the YAML file of `--config` beneath it, into one instance of each dataclass.
 
     Raises UserError for an unknown option, a bad value or an unreadable configuration file.
     """
+    for dataclass_type in dataclass_types:
+        _inherit_help(dataclass_type)
     parser = TrlParser(dataclass_types, description=description, allow_abbrev=False)
     # TrlParser takes --config out of the arguments itself; declared here so that --help shows it.
     parser.add_argument("--config", metavar="FILE.yaml", help="options from a YAML file; the command line wins")
-    arguments = [part for word in sys.argv[1:] for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+    arguments = []
+    for word in sys.argv[1:]:
+        arguments += word.split("=", 1) if word.startswith("--config=") else [word]
     if "--config" in arguments:
         file = Path((arguments[arguments.index("--config") + 1 :] or ["(nothing)"])[0])
         if not file.is_file():

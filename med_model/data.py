@@ -5,9 +5,11 @@ A record is a dict as it stands in the file; `where` names its file and row in e
 
 import csv
 import glob
+import itertools
 import json
+import random
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from med_model.command import UserError
@@ -15,6 +17,8 @@ from med_model.command import UserError
 FORMATS = (".json", ".jsonl", ".csv", ".parquet", ".txt")
 HUB_PREFIX = "hf://datasets/"  # hf://datasets/OWNER/NAME/path/in/the/repository.json
 SHAREGPT_ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+
+HELDOUT_SHARE, MAX_HELDOUT = 0.02, 500  # of the user's own data, where no held-out file is given
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
@@ -85,20 +89,31 @@ def _read_json(file: Path) -> Iterator[dict]:
                 try:
                     yield json.loads(line)
                 except json.JSONDecodeError as error:
-                    raise UserError(f"{file}, 第{number}行/line {number}: not JSON ({error.msg}): mend that line") from error
+                    raise UserError(
+                        f"{file}, 第{number}行/line {number}: not JSON ({error.msg}): mend that line"
+                    ) from error
 
 
 def _read_csv(file: Path) -> Iterator[dict]:
-    csv.field_size_limit(sys.maxsize if sys.maxsize < 2**31 else 2**31 - 1)  # the limit is a C long: 32 bits on Windows
+    csv.field_size_limit(
+        sys.maxsize if sys.maxsize < 2**31 else 2**31 - 1
+    )  # the limit is a C long: 32 bits on Windows
     with file.open(encoding="utf-8-sig", newline="") as lines:
-        yield from csv.DictReader(lines)
+        for row, record in enumerate(csv.DictReader(lines), 1):
+            if None in record:  # more fields than the header: a text with a comma that is not in quotes
+                extra = record[None][0][:40]
+                raise UserError(f"{file}, 第{row}行/row {row}: more fields than the header, from {extra!r}: quote it")
+            yield record
 
 
 def _read_parquet(file: Path) -> Iterator[dict]:
     import pyarrow.parquet
 
-    for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=1024):
-        yield from batch.to_pylist()
+    try:
+        for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=1024):
+            yield from batch.to_pylist()
+    except pyarrow.ArrowInvalid as error:
+        raise UserError(f"{file}: not a Parquet file ({error}): fetch it again") from error
 
 
 def _read_txt(file: Path) -> Iterator[dict]:
@@ -144,14 +159,17 @@ def _messages(value: object, where: str, role: str = "role", content: str = "con
     for turn in value if isinstance(value, list) else [value]:
         if not isinstance(turn, dict) or not _has(turn, role, content):
             raise UserError(f"{where}: a turn needs `{role}` and `{content}`: {str(turn)[:60]!r}")
-        if turn[role] not in SHAREGPT_ROLES:
+        if not isinstance(turn[role], str) or turn[role] not in SHAREGPT_ROLES:
             raise UserError(f"{where}: unknown role {turn[role]!r}; want one of {', '.join(SHAREGPT_ROLES)}")
         messages.append({"role": SHAREGPT_ROLES[turn[role]], "content": _field(turn, content, where)})
     return messages
 
 
-def _user(text: str) -> list[Message]:
-    return [{"role": "user", "content": text}]
+def _question(record: dict, name: str, where: str) -> list[Message]:
+    """The turns of a question given as a text or as messages."""
+    if isinstance(record[name], list):
+        return _messages(record[name], where)
+    return [{"role": "user", "content": _field(record, name, where)}]
 
 
 def _answer(value: object, where: str) -> str:
@@ -159,7 +177,9 @@ def _answer(value: object, where: str) -> str:
     if isinstance(value, list):
         messages = _messages(value, where)
         if len(messages) != 1 or messages[0]["role"] != "assistant":
-            raise UserError(f"{where}: an answer in messages is one assistant turn, found {[m['role'] for m in messages]}")
+            raise UserError(
+                f"{where}: an answer in messages is one assistant turn, found {[m['role'] for m in messages]}"
+            )
         return messages[0]["content"]
     return _field({"answer": value}, "answer", where)
 
@@ -177,15 +197,15 @@ def conversation_of(where: str, record: dict) -> list[Message]:
     """The turns of an SFT record, ending with the assistant; an empty list where a question or answer is blank."""
     if _has(record, "messages") and record["messages"]:
         messages = _messages(record["messages"], where)
-    elif _has(record, "conversations"):
+    elif _has(record, "conversations") and record["conversations"]:
         messages = _messages(record["conversations"], where, "from", "value")
     elif _has(record, "instruction", "output"):
-        question = "\n".join(filter(None, [_field(record, "instruction", where), _field({"input": "", **record}, "input", where)]))
-        messages = _user(question) + [{"role": "assistant", "content": _field(record, "output", where)}]
+        parts = [_field(record, "instruction", where), _field({"input": "", **record}, "input", where)]
+        question = {"role": "user", "content": "\n".join(filter(None, parts))}
+        messages = [question, {"role": "assistant", "content": _field(record, "output", where)}]
     elif _has(record, "prompt", "completion"):
-        prompt = record["prompt"]
-        messages = _messages(prompt, where) if isinstance(prompt, list) else _user(_field(record, "prompt", where))
-        messages = messages + [{"role": "assistant", "content": _answer(record["completion"], where)}]
+        answer = {"role": "assistant", "content": _answer(record["completion"], where)}
+        messages = [*_question(record, "prompt", where), answer]
     else:
         raise _wrong_shape(
             record, where, "instruction/input/output, prompt/completion, messages, or conversations (ShareGPT)"
@@ -196,7 +216,11 @@ def conversation_of(where: str, record: dict) -> list[Message]:
 
 def texts_of(where: str, record: dict) -> list[str]:
     """The text of a document, or of each turn of a conversation: for what learns from any text."""
-    texts = [document_of(where, record)] if _has(record, "text") else [m["content"] for m in conversation_of(where, record)]
+    texts = (
+        [document_of(where, record)]
+        if _has(record, "text")
+        else [m["content"] for m in conversation_of(where, record)]
+    )
     return [text for text in texts if text]
 
 
@@ -206,13 +230,16 @@ def preference_of(where: str, record: dict) -> tuple[list[Message], str, str] | 
     TRL's implicit form, whole conversations in `chosen` and `rejected` with no `prompt`, is read too.
     """
     if _has(record, "question", "response_chosen", "response_rejected"):
-        prompt = _user(_field(record, "question", where))
+        prompt = _question(record, "question", where)
         chosen, rejected = _answer(record["response_chosen"], where), _answer(record["response_rejected"], where)
     elif _has(record, "prompt", "chosen", "rejected"):
-        value = record["prompt"]
-        prompt = _messages(value, where) if isinstance(value, list) else _user(_field(record, "prompt", where))
+        prompt = _question(record, "prompt", where)
         chosen, rejected = _answer(record["chosen"], where), _answer(record["rejected"], where)
-    elif _has(record, "chosen", "rejected") and isinstance(record["chosen"], list) and isinstance(record["rejected"], list):
+    elif (
+        _has(record, "chosen", "rejected")
+        and isinstance(record["chosen"], list)
+        and isinstance(record["rejected"], list)
+    ):
         good, bad = _messages(record["chosen"], where), _messages(record["rejected"], where)
         if good[:-1] != bad[:-1]:
             raise UserError(f"{where}: `chosen` and `rejected` must be the same conversation up to the last turn")
@@ -227,10 +254,10 @@ def preference_of(where: str, record: dict) -> tuple[list[Message], str, str] | 
     return prompt, chosen, rejected
 
 
-def read_all(sources: Iterable[str | Path], read_one) -> list:
-    """Every record of the sources through `read_one(where, record)`; blank ones are left out and counted aloud."""
+def read_all(sources: Iterable[str | Path], read_one: Callable, limit: int | None = None) -> list:
+    """The (first `limit`) records of the sources through `read_one(where, record)`; blank ones are counted aloud."""
     kept, blank = [], []
-    for where, record in read_records(find_files(sources)):
+    for where, record in itertools.islice(read_records(find_files(sources)), limit):
         value = read_one(where, record)
         if value:
             kept.append(value)
@@ -241,3 +268,32 @@ def read_all(sources: Iterable[str | Path], read_one) -> list:
     if not kept:
         raise UserError(f"没有可用的数据/no usable record in {', '.join(map(str, sources))}")
     return kept
+
+
+def read_split(
+    data: list[str] | None,
+    eval_data: list[str] | None,
+    bundled: tuple[Path, Path],
+    read_one: Callable,
+    limit: int | None,
+    seed: int,
+) -> tuple[list, list]:
+    """(training records, held-out records) of the user's data, or of the bundled (training, held-out) files.
+
+    Without `eval_data` a HELDOUT_SHARE of the user's own records is split off: by document, or by question, so that
+    two answers to one question never stand on both sides.
+    """
+    records = read_all(data or [bundled[0]], read_one, limit)
+    if eval_data or not data:
+        return records, read_all(eval_data or [bundled[1]], read_one)
+    groups = [str(record if isinstance(record, str) else record[0]) for record in records]
+    distinct = sorted(set(groups))
+    if len(distinct) < 2:
+        raise UserError(
+            "只有一份数据/one record cannot be split: give more --data, or a held-out file with --eval_data"
+        )
+    count = min(MAX_HELDOUT, max(1, round(len(distinct) * HELDOUT_SHARE)))
+    heldout = set(random.Random(seed).sample(distinct, count))
+    sides = [group in heldout for group in groups]
+    kept = [record for record, out in zip(records, sides, strict=True) if not out]
+    return kept, [record for record, out in zip(records, sides, strict=True) if out]

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from med_model.data import Message
-from med_model.generate import generate_answers
+from med_model.generate import generate_answers, prompt_room
 from med_model.loss import token_log_probs
 from med_model.prompt import END_OF_TEXT, IGNORE, encode_answer, encode_prompt, encode_text, fit_prompt
 
@@ -63,8 +63,9 @@ def score(model: PreTrainedModel, rows: Sequence[tuple[list[int], list[int]]]) -
         batch, order = order[: max(1, BATCH_TOKENS // longest)], order[max(1, BATCH_TOKENS // longest) :]
         ids = [torch.tensor(rows[i][0] + rows[i][1]) for i in batch]
         labels = [torch.tensor([IGNORE] * len(rows[i][0]) + rows[i][1]) for i in batch]
-        # Padding stands on the right, where causal attention never looks.
-        input_ids = pad_sequence(ids, batch_first=True).to(model.device)
+        # Filled up on the right, where causal attention never looks, so that no mask is needed.
+        filler = model.config.eos_token_id
+        input_ids = pad_sequence(ids, batch_first=True, padding_value=filler).to(model.device)
         targets = pad_sequence(labels, batch_first=True, padding_value=IGNORE).to(model.device)[:, 1:]
         mask = targets != IGNORE
         hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1]
@@ -78,7 +79,7 @@ def score(model: PreTrainedModel, rows: Sequence[tuple[list[int], list[int]]]) -
 def bits_per_byte(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> float:
     """-log2 p(text) over its UTF-8 bytes, each text on its own after `<|endoftext|>`: comparable across tokenizers.
 
-    A text longer than the model's positions is scored in windows that overlap by WINDOW_OVERLAP; each token counts once.
+    A text longer than the model's positions is scored in windows that overlap by WINDOW_OVERLAP; a token counts once.
     """
     start_id = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
     window = model.config.n_positions
@@ -97,7 +98,9 @@ def bits_per_byte(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, te
 
 def preference_scores(model: PreTrainedModel, pairs: Sequence[Pair]) -> list[tuple[float, float, float, float]]:
     """(chosen sum, rejected sum, chosen mean, rejected mean) of log-probabilities in nats for each pair."""
-    scored = score(model, [row for p in pairs for row in ((p.prompt_ids, p.chosen_ids), (p.prompt_ids, p.rejected_ids))])
+    scored = score(
+        model, [row for p in pairs for row in ((p.prompt_ids, p.chosen_ids), (p.prompt_ids, p.rejected_ids))]
+    )
     return [
         (good, bad, good / good_count, bad / bad_count)
         for (good, good_count), (bad, bad_count) in zip(scored[::2], scored[1::2], strict=True)
@@ -130,7 +133,7 @@ def answer_questions(
 ) -> tuple[list[AnsweredQuestion], float]:
     """(each (question, key facts) answered, seconds for all of them)."""
     encode, _ = renderers(chat)
-    room = model.config.n_positions - settings.max_new_tokens
+    room = prompt_room(model, settings)
     prompts = []
     for question, _ in questions:
         messages = [{"role": "user", "content": question}]

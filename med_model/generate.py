@@ -17,6 +17,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from med_model.command import UserError
+
 
 def _processors(settings: GenerationConfig) -> LogitsProcessorList:
     """The processors of `model.generate`, in its order."""
@@ -33,9 +35,23 @@ def _processors(settings: GenerationConfig) -> LogitsProcessorList:
     return processors
 
 
+def prompt_room(model: PreTrainedModel, settings: GenerationConfig) -> int:
+    """Tokens that a prompt may have, so that the longest answer fits behind it; UserError where there are none."""
+    room = model.config.n_positions - settings.max_new_tokens
+    if room < 1:
+        raise UserError(
+            f"--max_new_tokens {settings.max_new_tokens}: the model has {model.config.n_positions} positions for "
+            "prompt and answer: give less"
+        )
+    return room
+
+
 @torch.inference_mode()
 def generate_ids(
-    model: PreTrainedModel, prompts: list[list[int]], settings: GenerationConfig, generator: torch.Generator | None = None
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    settings: GenerationConfig,
+    generator: torch.Generator | None = None,
 ) -> Iterator[Tensor]:
     """Yields the next token of every prompt, (batch,) on the CPU, until each has stopped.
 
@@ -87,13 +103,23 @@ def stream_text(
 ) -> Iterator[str]:
     """Yields the text that follows on one prompt as soon as whole characters are there."""
     decoder = DecodeStream(skip_special_tokens=True)
+    ids, shown = [], 0
     for chosen in generate_ids(model, [prompt], settings, generator):
-        if piece := decoder.step(tokenizer.backend_tokenizer, int(chosen)):
+        ids.append(int(chosen))
+        if piece := decoder.step(tokenizer.backend_tokenizer, ids[-1]):
+            shown += len(piece)
             yield piece
+    # An answer cut off inside a character: what is whole before it is still owed.
+    if rest := tokenizer.decode(ids, skip_special_tokens=True).rstrip("\ufffd")[shown:]:
+        yield rest
 
 
 def generate_answers(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], settings: GenerationConfig, batch_size: int = 32
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+    settings: GenerationConfig,
+    batch_size: int = 32,
 ) -> list[tuple[str, bool]]:
     """(text, whether it stopped by itself) for each prompt; in batches of prompts of like length."""
     stops = set(torch.tensor(settings.eos_token_id).reshape(-1).tolist())
@@ -102,7 +128,7 @@ def generate_answers(
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         columns = list(generate_ids(model, [prompts[i] for i in rows], settings))
-        for i, ids in zip(rows, torch.stack(columns, dim=1).tolist(), strict=True):
+        for i, *ids in zip(rows, *(column.tolist() for column in columns), strict=True):
             end = next((place for place, token in enumerate(ids) if token in stops), None)
             answers[i] = (tokenizer.decode(ids[:end], skip_special_tokens=True), end is not None)
     return answers

@@ -1,7 +1,7 @@
 """The language-model head and its loss, in chunks of tokens: the full (tokens, vocabulary) logits are never held.
 
-At this size the head is three fifths of the arithmetic, and its temporaries cost more than the arithmetic: the logits of
-4 x 512 tokens over 20,000 words are 164 MB, touched several times. A chunk of them stays in the processor's cache.
+At this size the head is three fifths of the arithmetic, and its temporaries cost more than the arithmetic: the logits
+of 4 x 512 tokens over 20,000 words are 164 MB, touched several times. A chunk of them stays in the processor's cache.
 """
 
 import functools
@@ -30,7 +30,7 @@ def _logits(hidden: Tensor, weight: Tensor, start: int) -> Tensor:
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy of a linear head; the gradient is made in the forward pass, while a chunk's logits are at hand."""
+    """Cross-entropy of a linear head; the gradient is made in the forward pass, while a chunk's logits are at hand."""
 
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor, divisor: Tensor) -> Tensor:
@@ -95,8 +95,10 @@ class _TokenLogProbs(torch.autograd.Function):
         return grad_hidden, grad_weight, None
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, divisor: Tensor | int | None = None) -> Tensor:
-    """Cross-entropy of `hidden @ weight.T` against labels, summed over them and divided by `divisor` (default: their count).
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, labels: Tensor, divisor: Tensor | int | None = None
+) -> Tensor:
+    """Cross-entropy of `hidden @ weight.T` against labels: their sum divided by `divisor` (default: their count).
 
     hidden (tokens, width), weight (vocab, width), labels (tokens,), none of them IGNORE; nats, float32.
     """
@@ -129,8 +131,8 @@ class TokenScores(ModelOutput):
 def use_chunked_head(model: PreTrainedModel) -> None:
     """From now on `model(..., labels=labels)` computes its loss in chunks, at the labelled positions only.
 
-    Called with `fused_lm_head=True` it returns TokenScores, as TRL's own (private) head does, so that the trainers' losses
-    stay TRL's. Without labels the model is what it was. The weights, and what is saved, do not change.
+    Called with `fused_lm_head=True` it returns TokenScores, as TRL's own (private) head does, so that the trainers'
+    losses stay TRL's. Without labels the model is what it was. The weights, and what is saved, do not change.
     """
     original_forward = type(model).forward.__get__(model)
 

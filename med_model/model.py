@@ -6,7 +6,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+import transformers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from med_model import paths
 from med_model.command import UserError
@@ -14,6 +21,9 @@ from med_model.prompt import END_OF_TEXT, IM_END, IM_START, PAD
 
 LIBRARIES = ("torch", "transformers", "datasets", "tokenizers", "trl", "accelerate")
 NOTICE = "学习用模型，不是医生；身体不适请就医，急症拨打120 / a study model, not a doctor; in an emergency call 120"
+
+
+transformers.utils.logging.disable_progress_bar()  # loading and saving 33 MB needs none; training shows its own
 
 
 def pick_device() -> str:
@@ -40,7 +50,8 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     missing = [token for token in (PAD, END_OF_TEXT, IM_START, IM_END) if token not in tokenizer.get_vocab()]
     if missing or tokenizer.pad_token_id == tokenizer.eos_token_id or not tokenizer.chat_template:
         raise UserError(
-            f"分词器不合用/the tokenizer in {paths.shown(directory)}/ lacks {missing or 'a pad token apart from eos, or a chat template'}: "
+            f"分词器不合用/the tokenizer in {paths.shown(directory)}/ lacks "
+            f"{missing or 'a pad token apart from eos, or a chat template'}: "
             "make it with python pre_training/py/train_tokenizer.py"
         )
     return tokenizer
@@ -58,7 +69,8 @@ def load_model(directory: str | Path) -> tuple[PreTrainedModel, PreTrainedTokeni
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     if len(tokenizer) != model.config.vocab_size:
         raise UserError(
-            f"词表不一致/{paths.shown(directory)}/: the tokenizer has {len(tokenizer):,} tokens, the model {model.config.vocab_size:,}: "
+            f"词表不一致/{paths.shown(directory)}/: the tokenizer has {len(tokenizer):,} tokens, the model "
+            f"{model.config.vocab_size:,}: "
             f"run {_made_by(directory)} again"
         )
     return model.eval(), tokenizer
@@ -80,7 +92,7 @@ def sampling_defaults(tokenizer: PreTrainedTokenizerBase, stops: list[str]) -> G
 
 
 def replace_directory(partial: Path, directory: Path) -> None:
-    """Puts the finished `partial` in the place of `directory`; at no moment is there half a directory under its name."""
+    """Puts the finished `partial` in the place of `directory`; there is never half a directory under its name."""
     old = directory.with_name(f".{directory.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if directory.exists():
@@ -106,7 +118,11 @@ def publish(
     model.generation_config = sampling_defaults(tokenizer, stops)
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
-    metrics = {**metrics, "parameters": model.num_parameters(), "versions": {name: version(name) for name in LIBRARIES}}
+    metrics = {
+        **metrics,
+        "parameters": model.num_parameters(),
+        "versions": {name: version(name) for name in LIBRARIES},
+    }
     (partial / "metrics.json").write_text(json.dumps(metrics, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     (partial / "README.md").write_text(_card(title, metrics), encoding="utf-8")
     _draw_loss(log_history, partial / "loss_curve.png")
@@ -115,7 +131,9 @@ def publish(
 
 
 def _card(title: str, metrics: dict) -> str:
-    figures = "\n".join(f"| {name} | {value:,.4g} |" for name, value in metrics.items() if isinstance(value, int | float))
+    figures = "\n".join(
+        f"| {name} | {value:,.4g} |" for name, value in metrics.items() if isinstance(value, int | float)
+    )
     return f"""---
 language: zh
 library_name: transformers

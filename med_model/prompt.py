@@ -1,7 +1,7 @@
 """How a conversation becomes token ids. Training, chats and comparison all render through this module.
 
-The form is ChatML: <|im_start|>role NEWLINE text <|im_end|> NEWLINE. What a person typed is encoded as plain text, even where
-it spells a special token (`sanitize_control_tokens`).
+The form is ChatML: <|im_start|>role NEWLINE text <|im_end|> NEWLINE. What a person typed is encoded as plain text,
+even where it spells a special token (`sanitize_control_tokens`).
 """
 
 import re
@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from med_model.command import UserError
 from med_model.data import Message
 
 PAD, END_OF_TEXT, IM_START, IM_END = "<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -56,13 +57,15 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], add_gen
 
 def encode_answer(tokenizer: PreTrainedTokenizerBase, answer: str) -> list[int]:
     """Ids of an answer and its stop, as they follow on `encode_prompt`."""
-    return encode_text(tokenizer, answer) + [tokenizer.convert_tokens_to_ids(IM_END)]
+    header = tokenizer(f"{IM_START}assistant\n", add_special_tokens=False)["input_ids"]
+    ids = _render(tokenizer, [{"role": "assistant", "content": answer}], add_generation_prompt=False)
+    return ids[len(header) : -1]  # without the line end after the stop
 
 
 def fit_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[Message], max_tokens: int) -> tuple[list[int], bool]:
     """(ids of the prompt within max_tokens, whether it was shortened): the oldest rounds go first.
 
-    A single question that is too long on its own keeps its end.
+    A single question that is too long on its own keeps its end. UserError where not even an empty one fits.
     """
     shortened = False
     while len(ids := encode_prompt(tokenizer, messages)) > max_tokens:
@@ -72,6 +75,10 @@ def fit_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[Message], max_
             messages = messages[:first] + messages[first + 2 :]
         elif first:
             messages = messages[1:]
+        elif not messages[0]["content"]:
+            raise UserError(
+                f"{max_tokens} 个词元放不下问题/{max_tokens} tokens hold no question: lower --max_new_tokens"
+            )
         else:
             text = messages[0]["content"]
             excess = len(ids) - max_tokens
@@ -80,7 +87,7 @@ def fit_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[Message], max_
 
 
 def fit_answer(tokenizer: PreTrainedTokenizerBase, answer: str, max_tokens: int) -> tuple[list[int], bool]:
-    """(ids of the answer and its stop within max_tokens, whether it was cut): a cut one ends at a sentence, and stops."""
+    """(ids of an answer and its stop within max_tokens, whether it was cut); cut, it ends at a sentence, and stops."""
     ids = encode_answer(tokenizer, answer)
     if len(ids) <= max_tokens:
         return ids, False

@@ -7,7 +7,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase, ProgressCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from med_model import paths
 from med_model.command import UserError
@@ -25,21 +32,26 @@ class StageArguments:
     data: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Training data: files, folders, globs (.json .jsonl .csv .parquet .txt) or hf://datasets/OWNER/NAME/FILE. "
-            "Default: the bundled set."
+            "help": "Training data: files, folders, globs (.json .jsonl .csv .parquet .txt) or "
+            "hf://datasets/OWNER/NAME/FILE. Default: the bundled set."
         },
     )
     eval_data: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Held-out data in the same forms. Default: the bundled held-out set with the bundled data, else a part "
-            "split off from --data."
+            "help": "Held-out data in the same forms. Default: the bundled held-out set with the bundled data, else a "
+            "part split off from --data."
         },
     )
+    max_records: int | None = field(default=None, metadata={"help": "Use only the first so many records of --data."})
     input_model: str = field(default="", metadata={"help": "Directory of the stage before."})
     output_model: str = field(default="", metadata={"help": "Directory to publish the model in."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace an existing --output_model and old checkpoints."})
-    resume: bool = field(default=False, metadata={"help": "Go on from the newest complete checkpoint in --output_dir."})
+    overwrite: bool = field(
+        default=False, metadata={"help": "Replace an existing --output_model and old checkpoints."}
+    )
+    resume: bool = field(
+        default=False, metadata={"help": "Go on from the newest complete checkpoint in --output_dir."}
+    )
 
 
 def newest_checkpoint(output_dir: str | Path) -> Path | None:
@@ -54,22 +66,28 @@ def newest_checkpoint(output_dir: str | Path) -> Path | None:
 
 
 def check_output(stage: StageArguments, training: TrainingArguments) -> str | None:
-    """The checkpoint to resume from, or None; UserError where the run would overwrite something without being told to."""
+    """The checkpoint to resume from, or None; UserError where something would be overwritten unasked."""
     output = Path(stage.output_model)
     if output.exists() and not stage.overwrite:
-        raise UserError(f"已有模型/{paths.shown(output)}/ exists: --overwrite replaces it, --output_model DIR writes elsewhere")
+        raise UserError(
+            f"已有模型/{paths.shown(output)}/ exists: --overwrite replaces it, --output_model DIR writes elsewhere"
+        )
     if output.exists() and not (output / "config.json").is_file():
-        raise UserError(f"{paths.shown(output)} is no model directory, so --overwrite leaves it alone: choose another --output_model")
+        raise UserError(
+            f"{paths.shown(output)} is no model directory, --overwrite leaves it alone: choose another --output_model"
+        )
     old = list(Path(training.output_dir).glob("checkpoint-*"))
     if stage.resume:
         checkpoint = newest_checkpoint(training.output_dir)
         if checkpoint is None:
-            raise UserError(f"没有完整的检查点/no complete checkpoint in {paths.shown(training.output_dir)}/: run without --resume")
+            raise UserError(
+                f"没有完整的检查点/no complete checkpoint in {paths.shown(training.output_dir)}/: run without --resume"
+            )
         return str(checkpoint)
     if old and not stage.overwrite:
         raise UserError(
-            f"已有检查点/{paths.shown(training.output_dir)}/ holds {old[0].name} of an earlier run: --resume goes on from it, "
-            "--overwrite starts anew, --output_dir DIR writes elsewhere"
+            f"已有检查点/{paths.shown(training.output_dir)}/ holds {old[0].name} of an earlier run: --resume goes on "
+            "from it, --overwrite starts anew, --output_dir DIR writes elsewhere"
         )
     return None
 
@@ -79,7 +97,10 @@ class ProgressLine(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.bar = tqdm(
-            total=state.max_steps, initial=state.global_step, disable=args.disable_tqdm or not sys.stderr.isatty(), dynamic_ncols=True
+            total=state.max_steps,
+            initial=state.global_step,
+            disable=args.disable_tqdm or not sys.stderr.isatty(),
+            dynamic_ncols=True,
         )
         self.shown: dict[str, str] = {}
         self.start, self.start_step, self.start_tokens = time.time(), state.global_step, state.num_input_tokens_seen
@@ -88,9 +109,14 @@ class ProgressLine(TrainerCallback):
         self.bar.update(state.global_step - self.bar.n)
 
     def on_log(self, args, state, control, logs, **kwargs):
-        if not state.is_world_process_zero or "train_runtime" in logs:
+        if not state.is_world_process_zero or "train_loss" in logs:  # the summary at the end
             return
-        names = {"loss": "损失/loss", "eval_loss": "验证/held-out", "rewards/accuracies": "偏好/acc", "rewards/margins": "间隔/margin"}
+        names = {
+            "loss": "损失/loss",
+            "eval_loss": "验证/held-out",
+            "rewards/accuracies": "偏好/acc",
+            "rewards/margins": "间隔/margin",
+        }
         self.shown |= {text: f"{logs[key]:.3f}" for key, text in names.items() if key in logs}
         elapsed = time.time() - self.start
         self.shown["词元每秒/tok/s"] = f"{(state.num_input_tokens_seen - self.start_tokens) / elapsed:,.0f}"
@@ -132,8 +158,15 @@ def finish(
     for name, value in metrics.items():
         print(f"  {name}: {value:,.4g}" if isinstance(value, float) else f"  {name}: {value}")
     settings = {**asdict(stage), "learning_rate": trainer.args.learning_rate, "steps": trainer.state.global_step}
-    settings |= {"batch": trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps, "seed": trainer.args.seed}
-    settings |= {"schedule": str(trainer.args.lr_scheduler_type), "device": str(trainer.args.device), "bf16": trainer.args.bf16}
+    settings |= {
+        "batch": trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps,
+        "seed": trainer.args.seed,
+    }
+    settings |= {
+        "schedule": str(trainer.args.lr_scheduler_type),
+        "device": str(trainer.args.device),
+        "bf16": trainer.args.bf16,
+    }
     publish(
         trainer.model,
         tokenizer,

@@ -9,9 +9,8 @@ Writes final_model__after_dpo/ (checkpoints and reference log-probabilities in d
 """
 
 import hashlib
-import random
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,47 +21,46 @@ from trl import DPOConfig, DPOTrainer
 
 from med_model import paths
 from med_model.command import UserError, parse, run
-from med_model.data import preference_of, read_all
+from med_model.data import preference_of, read_split
 from med_model.evaluate import Pair, preference_measures, preference_scores
 from med_model.loss import use_chunked_head
 from med_model.model import load_model, load_tokenizer, use_bf16
-from med_model.prompt import END_OF_TEXT, IM_END, MIN_ANSWER_TOKENS, fit_answer, fit_prompt
+from med_model.prompt import END_OF_TEXT, IM_END, fit_answer, fit_prompt
 from med_model.training import StageArguments, check_output, finish, train
 
-HELDOUT_SHARE, MAX_HELDOUT_PAIRS = 0.1, 400  # of the user's own questions, where no --eval_data is given
 PROMPT_SHARE = 0.5  # of max_length at most; the rest is the answers'
 
 
 @dataclass
 class DataArguments(StageArguments):
-    input_model: str = field(default=str(paths.SFT_MODEL), metadata={"help": "Directory of the SFT model: the start and the reference."})
-    output_model: str = field(default=str(paths.FINAL_MODEL), metadata={"help": "Directory to publish the model in."})
+    input_model: str = str(paths.SFT_MODEL)
+    output_model: str = str(paths.FINAL_MODEL)
 
 
 @dataclass
 class DPOArguments(DPOConfig):
     """TRL's DPO arguments with the defaults of this stage."""
 
-    output_dir: str | None = field(default=str(paths.DPO_CHECKPOINTS), metadata={"help": "Where checkpoints are written."})
-    num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the data."})
-    per_device_train_batch_size: int = field(default=8, metadata={"help": "Pairs per step and device."})
-    per_device_eval_batch_size: int = field(default=16, metadata={"help": "Pairs per evaluation step."})
-    learning_rate: float = field(default=5e-5, metadata={"help": "Peak learning rate."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule after the warm-up."})
-    warmup_steps: float = field(default=0.1, metadata={"help": "Steps of warm-up; below 1: share of all steps."})
-    max_length: int | None = field(default=512, metadata={"help": "Longest prompt and answer in tokens; the model has 512 positions."})
-    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
-    eval_strategy: str = field(default="steps", metadata={"help": "When the held-out pairs are measured."})
-    eval_steps: float | None = field(default=0.2, metadata={"help": "Steps between evaluations; below 1: share of all steps."})
-    save_strategy: str = field(default="steps", metadata={"help": "When checkpoints are saved."})
-    save_steps: float = field(default=0.2, metadata={"help": "Steps between checkpoints; below 1: share of all steps."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
-    report_to: str = field(default="none", metadata={"help": "`tensorboard` writes logs to --output_dir too."})
-    include_num_input_tokens_seen: str = field(default="non_padding", metadata={"help": "Count tokens for the speed shown."})
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "Saves memory a model this small does not need."})
-    precompute_ref_log_probs: bool = field(default=True, metadata={"help": "The reference is run once, before training."})
-    bf16: bool | None = field(default=None, metadata={"help": "bfloat16; default: where the GPU has it."})
-    dataloader_pin_memory: bool = field(default=torch.cuda.is_available(), metadata={"help": "Pinned memory; for CUDA only."})
+    output_dir: str | None = str(paths.DPO_CHECKPOINTS)
+    num_train_epochs: float = 1.0
+    per_device_train_batch_size: int = 8  # pairs
+    per_device_eval_batch_size: int = 16
+    learning_rate: float = 5e-5
+    lr_scheduler_type: str = "cosine"
+    warmup_steps: float = 0.1  # below 1: a share of all steps, here and in the next two
+    eval_strategy: str = "steps"
+    eval_steps: float | None = 0.2
+    save_strategy: str = "steps"
+    save_steps: float = 0.2
+    save_total_limit: int | None = 2
+    logging_steps: float = 10
+    report_to: str = "none"
+    max_length: int | None = 512  # the model's positions
+    include_num_input_tokens_seen: str = "non_padding"  # for the speed shown
+    activation_checkpointing: bool | None = False  # saves memory that a model this small does not need
+    precompute_ref_log_probs: bool = True  # the reference is run once, before training
+    bf16: bool | None = None  # where the GPU has it
+    dataloader_pin_memory: bool = torch.cuda.is_available()
 
     def __post_init__(self):
         self.bf16 = use_bf16() if self.bf16 is None else self.bf16
@@ -79,19 +77,6 @@ class ReadyDPOTrainer(DPOTrainer):
         return dataset
 
 
-def read_pairs(stage: StageArguments, seed: int) -> tuple[list, list]:
-    """(training pairs, held-out ones); without --eval_data a part of the user's questions is split off, whole."""
-    rows = read_all(stage.data or [paths.DPO_DATA], preference_of)
-    if stage.eval_data or not stage.data:
-        return rows, read_all(stage.eval_data or [paths.HELDOUT_PAIRS], preference_of)
-    questions = sorted({str(prompt) for prompt, _, _ in rows})
-    if len(questions) < 2:
-        raise UserError("只有一个问题/pairs on one question cannot be split: give more --data, or a held-out file with --eval_data")
-    count = min(MAX_HELDOUT_PAIRS, max(1, round(len(questions) * HELDOUT_SHARE)))
-    heldout = set(random.Random(seed).sample(questions, count))
-    return [row for row in rows if str(row[0]) not in heldout], [row for row in rows if str(row[0]) in heldout]
-
-
 def encode(tokenizer: PreTrainedTokenizerBase, rows: list, max_length: int, name: str) -> list[Pair]:
     """The pairs as ids; says how many prompts and answers had to be shortened."""
     pairs, prompts_cut, answers_cut = [], 0, 0
@@ -106,14 +91,17 @@ def encode(tokenizer: PreTrainedTokenizerBase, rows: list, max_length: int, name
             pairs.append(Pair(prompt_ids, chosen_ids, rejected_ids))
     print(f"{name}: {len(pairs):,} 对/pairs, {sum(len(p) + len(c) + len(r) for p, c, r in pairs):,} 词元/tokens")
     if prompts_cut or answers_cut:
-        print(f"  太长而截断/too long and cut: {prompts_cut:,} 问题/prompts from the front, {answers_cut:,} 答案/answers at a sentence end")
+        print(
+            f"  太长而截断/too long and cut: {prompts_cut:,} 问题/prompts from the front, "
+            f"{answers_cut:,} 答案/answers at a sentence end"
+        )
     if same := len(rows) - len(pairs):
         print(f"  {same:,} 对截断后相同，已舍去/left out: the same once cut")
     return pairs
 
 
 def reference_scores(model: PreTrainedModel, pairs: list[Pair], folder: Path) -> list[tuple[float, float]]:
-    """(chosen, rejected) summed log-probabilities under the reference, from the cache of an earlier run where there is one.
+    """(chosen, rejected) summed log-probabilities under the reference; from an earlier run's cache if it has them.
 
     The file's name is a hash of the weights and of the ids, so that it can never belong to something else.
     """
@@ -130,7 +118,10 @@ def reference_scores(model: PreTrainedModel, pairs: list[Pair], folder: Path) ->
     partial = file.with_suffix(".partial")
     save_file({"log_probs": torch.tensor(scores, dtype=torch.float64)}, partial)
     partial.replace(file)
-    print(f"参考模型的对数概率已算好/reference log-probabilities computed once: {len(pairs):,} pairs in {time.time() - start:.1f} s")
+    print(
+        f"参考模型的对数概率已算好/reference log-probabilities computed once: {len(pairs):,} 对/pairs, "
+        f"{time.time() - start:.1f} s"
+    )
     return scores
 
 
@@ -143,7 +134,14 @@ def dataset_of(pairs: list[Pair], reference: list[tuple[float, float]]) -> Datas
 def main() -> None:
     stage, training = parse(DataArguments, DPOArguments, description=__doc__)
     checkpoint = check_output(stage, training)
-    rows, heldout_rows = read_pairs(stage, training.seed)
+    rows, heldout_rows = read_split(
+        stage.data,
+        stage.eval_data,
+        (paths.DPO_DATA, paths.HELDOUT_PAIRS),
+        preference_of,
+        stage.max_records,
+        training.seed,
+    )
     tokenizer = load_tokenizer(stage.input_model)
     pairs = encode(tokenizer, rows, training.max_length, "训练/training")
     heldout = encode(tokenizer, heldout_rows, training.max_length, "验证/held-out")

@@ -8,7 +8,6 @@ Writes base_model__after_pretraining/ (checkpoints in pre_training/py/med_model_
     python pre_training/py/run_pretraining.py --resume
 """
 
-import random
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,48 +17,49 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase, T
 
 from med_model import paths
 from med_model.command import UserError, parse, run
-from med_model.data import document_of, read_all
+from med_model.data import document_of, read_split
 from med_model.evaluate import bits_per_byte
 from med_model.loss import use_chunked_head
 from med_model.model import load_tokenizer, use_bf16
+from med_model.optimizer import MUON_HELP, optimizers_for
 from med_model.prompt import END_OF_TEXT, encode_text
 from med_model.training import StageArguments, check_output, finish, train
 
 BLOCK_TOKENS = 512  # the model's positions
-HELDOUT_SHARE, MAX_HELDOUT_DOCUMENTS = 0.02, 500  # of the user's own documents, where no --eval_data is given
 ENCODE_BATCH = 1000  # documents; enough to keep the tokenizer's threads busy
 
 
 @dataclass
 class DataArguments(StageArguments):
-    input_model: str = field(default=str(paths.TOKENIZER), metadata={"help": "Directory of the tokenizer."})
-    output_model: str = field(default=str(paths.BASE_MODEL), metadata={"help": "Directory to publish the model in."})
+    input_model: str = str(paths.TOKENIZER)
+    output_model: str = str(paths.BASE_MODEL)
 
 
 @dataclass
 class PretrainingArguments(TrainingArguments):
     """Hugging Face's training arguments with the defaults of this stage."""
 
-    output_dir: str | None = field(default=str(paths.PRETRAINING_CHECKPOINTS), metadata={"help": "Where checkpoints are written."})
-    num_train_epochs: float = field(default=40.0, metadata={"help": "Passes over the data: many for the small bundled set, 1 for a large one."})
-    per_device_train_batch_size: int = field(default=8, metadata={"help": "Blocks of 512 tokens per step and device."})
-    per_device_eval_batch_size: int = field(default=8, metadata={"help": "Blocks of 512 tokens per evaluation step."})
-    learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate; a model this small takes a large one."})
-    weight_decay: float = field(default=0.1, metadata={"help": "AdamW's weight decay."})
-    adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's beta2; 0.95 as in GPT-3 (Brown et al. 2020, appendix B)."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule after the warm-up."})
-    warmup_steps: float = field(default=0.05, metadata={"help": "Steps of warm-up; below 1: share of all steps."})
-    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
-    eval_strategy: str = field(default="steps", metadata={"help": "When the held-out loss is measured."})
-    eval_steps: float | None = field(default=0.1, metadata={"help": "Steps between evaluations; below 1: share of all steps."})
-    save_strategy: str = field(default="steps", metadata={"help": "When checkpoints are saved."})
-    save_steps: float = field(default=0.1, metadata={"help": "Steps between checkpoints; below 1: share of all steps."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
-    report_to: str = field(default="none", metadata={"help": "`tensorboard` writes logs to --output_dir too."})
-    include_num_input_tokens_seen: str = field(default="all", metadata={"help": "Count tokens for the speed shown."})
-    bf16: bool | None = field(default=None, metadata={"help": "bfloat16; default: where the GPU has it."})
-    dropout: float = field(default=0.0, metadata={"help": "Dropout of the model; worth 0.1 where small data is seen many times."})
-    dataloader_pin_memory: bool = field(default=torch.cuda.is_available(), metadata={"help": "Pinned memory; for CUDA only."})
+    output_dir: str | None = str(paths.PRETRAINING_CHECKPOINTS)
+    num_train_epochs: float = 20.0  # the bundled set is small and seen often; one pass is enough for a large one
+    per_device_train_batch_size: int = 4  # blocks of 512 tokens
+    per_device_eval_batch_size: int = 8
+    learning_rate: float = 4e-3
+    weight_decay: float = 0.1
+    adam_beta2: float = 0.95  # as GPT-3 (Brown et al. 2020, appendix B)
+    lr_scheduler_type: str = "cosine"
+    warmup_steps: float = 0.05  # below 1: a share of all steps, here and in the next three
+    eval_strategy: str = "steps"
+    eval_steps: float | None = 0.1
+    save_strategy: str = "steps"
+    save_steps: float = 0.1
+    save_total_limit: int | None = 2
+    logging_steps: float = 10
+    report_to: str = "none"
+    include_num_input_tokens_seen: str = "all"  # for the speed shown
+    bf16: bool | None = None  # where the GPU has it
+    dataloader_pin_memory: bool = torch.cuda.is_available()
+    muon: bool = field(default=True, metadata={"help": MUON_HELP})
+    dropout: float = field(default=0.0, metadata={"help": "Dropout of the model; 0.1 may help small data seen often."})
 
     def __post_init__(self):
         self.bf16 = use_bf16() if self.bf16 is None else self.bf16
@@ -77,10 +77,15 @@ class PackedBlocks(Dataset):
         dtype = np.uint16 if len(tokenizer) <= 2**16 else np.int32
         parts = [np.array([end], dtype)]
         for start in range(0, len(texts), ENCODE_BATCH):
-            parts += [np.array([*ids, end], dtype) for ids in encode_text(tokenizer, texts[start : start + ENCODE_BATCH])]
+            parts += [
+                np.array([*ids, end], dtype) for ids in encode_text(tokenizer, texts[start : start + ENCODE_BATCH])
+            ]
         self.tokens = np.concatenate(parts)
         if len(self.tokens) < BLOCK_TOKENS:
-            raise UserError(f"文本太少/{len(texts)} documents give {len(self.tokens)} tokens, one block needs {BLOCK_TOKENS}: give more --data")
+            raise UserError(
+                f"文本太少/{len(texts)} documents give {len(self.tokens)} tokens, one block needs {BLOCK_TOKENS}: "
+                "give more --data"
+            )
         self.starts = [*range(0, len(self.tokens) - BLOCK_TOKENS, BLOCK_TOKENS), len(self.tokens) - BLOCK_TOKENS]
 
     def __len__(self) -> int:
@@ -89,18 +94,6 @@ class PackedBlocks(Dataset):
     def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
         block = torch.from_numpy(self.tokens[self.starts[i] : self.starts[i] + BLOCK_TOKENS].astype(np.int64))
         return {"input_ids": block, "labels": block}
-
-
-def read_texts(stage: StageArguments, seed: int) -> tuple[list[str], list[str]]:
-    """(training texts, held-out texts); without --eval_data a part of the user's own documents is split off."""
-    texts = read_all(stage.data or [paths.PRETRAINING_DATA], document_of)
-    if stage.eval_data or not stage.data:
-        return texts, read_all(stage.eval_data or [paths.HELDOUT_TEXT], document_of)
-    if len(texts) < 2:
-        raise UserError("只有一篇文档/one document cannot be split: give more --data, or a held-out file with --eval_data")
-    random.Random(seed).shuffle(texts)
-    heldout = min(MAX_HELDOUT_DOCUMENTS, max(1, round(len(texts) * HELDOUT_SHARE)))
-    return texts[heldout:], texts[:heldout]
 
 
 def new_model(tokenizer: PreTrainedTokenizerBase, dropout: float) -> GPT2LMHeadModel:
@@ -144,9 +137,19 @@ def main() -> None:
     stage, training = parse(DataArguments, PretrainingArguments, description=__doc__)
     checkpoint = check_output(stage, training)
     tokenizer = load_tokenizer(stage.input_model)
-    texts, heldout = read_texts(stage, training.seed)
+    texts, heldout = read_split(
+        stage.data,
+        stage.eval_data,
+        (paths.PRETRAINING_DATA, paths.HELDOUT_TEXT),
+        document_of,
+        stage.max_records,
+        training.seed,
+    )
     blocks, heldout_blocks = PackedBlocks(tokenizer, texts), PackedBlocks(tokenizer, heldout)
-    print(f"训练/training: {len(texts):,} 篇/documents, {len(blocks.tokens):,} 词元/tokens, {len(blocks):,} 块/blocks of {BLOCK_TOKENS}")
+    print(
+        f"训练/training: {len(texts):,} 篇/documents, {len(blocks.tokens):,} 词元/tokens, "
+        f"{len(blocks):,} 块/blocks of {BLOCK_TOKENS}"
+    )
     print(f"验证/held-out: {len(heldout):,} 篇/documents, {len(heldout_blocks.tokens):,} 词元/tokens")
 
     set_seed(training.seed)
@@ -154,7 +157,12 @@ def main() -> None:
     print_parts(model)
     use_chunked_head(model)
     trainer = Trainer(
-        model=model, args=training, train_dataset=blocks, eval_dataset=heldout_blocks, processing_class=tokenizer
+        model=model,
+        args=training,
+        train_dataset=blocks,
+        eval_dataset=heldout_blocks,
+        processing_class=tokenizer,
+        optimizers=optimizers_for(model, training),
     )
     seconds = train(trainer, stage, checkpoint)
 

@@ -44,7 +44,8 @@ def show_sentence(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
     ids = encode_text(tokenizer, text)
     same = tokenizer.decode(ids) == text
     print(f"\n{text!r}\n  {'|'.join(pieces(tokenizer, ids))!r}")
-    print(f"  {len(ids)} 词元/tokens, {len(text) / len(ids):.2f} 字/characters a token, 还原/round trip: {'✓' if same else '✗'}")
+    mark = "✓" if same else "✗"
+    print(f"  {len(ids)} 词元/tokens, {len(text) / len(ids):.2f} 字/characters a token, 还原/round trip: {mark}")
     return same
 
 
@@ -57,19 +58,29 @@ def measure(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> tuple[bool,
     broken = [text for text, ids in zip(texts, encoded, strict=True) if tokenizer.decode(ids) != text]
     print(f"  {len(texts):,} 篇/documents, {characters:,} 字/characters, {size:,} 字节/bytes, {tokens:,} 词元/tokens")
     print(f"  {'':30}{'字/词元 char/token':>20}{'字节/词元 byte/token':>22}")
-    rows = [("本分词器/this tokenizer", characters / tokens, size / tokens), ("一字一词元/one character a token", 1.0, size / characters)]
+    rows = [
+        ("本分词器/this tokenizer", characters / tokens, size / tokens),
+        ("一字一词元/one character a token", 1.0, size / characters),
+    ]
     for name, by_character, by_byte in [*rows, ("原始字节/raw bytes", characters / size, 1.0)]:
         print(f"  {name:30}{by_character:>20.2f}{by_byte:>22.2f}")
-    print(f"  编码/encoding: {seconds:.2f} s, {size / 1e6 / seconds:.1f} MB/s; 还原失败/failed round trips: {len(broken)}")
+    print(
+        f"  编码/encoding: {seconds:.2f} s, {size / 1e6 / seconds:.1f} MB/s; "
+        f"还原失败/failed round trips: {len(broken)}"
+    )
     for text in broken[:3]:
         print(f"  ✗ {text[:60]!r}")
     return not broken, Counter(token for ids in encoded for token in ids)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--tokenizer", default=str(paths.TOKENIZER), help="tokenizer directory")
-    parser.add_argument("--file", nargs="+", default=[str(paths.HELDOUT_TEXT)], help="text to measure on (default: held-out)")
+    parser.add_argument(
+        "--file", nargs="+", default=[str(paths.HELDOUT_TEXT)], help="text to measure on (default: held-out)"
+    )
     args = parser.parse_args()
     tokenizer = load_tokenizer(args.tokenizer)
     texts = [text for where, record in read_records(find_files(args.file)) if (text := document_of(where, record))]
@@ -81,7 +92,9 @@ def main() -> None:
     print(f"\n文件/file: {', '.join(map(paths.shown, args.file))}")
     lossless, used = measure(tokenizer, texts)
     vocabulary = {token: tokenizer.decode([token]) for token in range(len(tokenizer))}
-    whole = [text for token, text in vocabulary.items() if "\ufffd" not in text and token not in tokenizer.all_special_ids]
+    whole = [
+        text for token, text in vocabulary.items() if "\ufffd" not in text and token not in tokenizer.all_special_ids
+    ]
     longest = sorted(whole, key=lambda text: (-len(text), text))[:20]
     print(f"  未用到/unused here: {len(tokenizer) - len(used):,} ({1 - len(used) / len(tokenizer):.0%})")
     print(f"  最常见/most frequent: {'|'.join(repr(vocabulary[token])[1:-1] for token, _ in used.most_common(20))}")

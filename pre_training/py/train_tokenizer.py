@@ -1,7 +1,7 @@
 """Train the Chinese medical byte-level BPE tokenizer (20,000 tokens).
 
-Reads  documents with a `text` field, or conversations (default: the bundled pre_training/ and sft/ training sets, since
-       people ask in words that articles do not use)
+Reads  documents with a `text` field, or conversations (default: the bundled pre_training/ and sft/ training sets,
+       since people ask in words that articles do not use)
 Writes pre_training/py/med_tokenizer/
 
     python pre_training/py/train_tokenizer.py
@@ -22,14 +22,14 @@ from transformers import PreTrainedTokenizerFast
 
 from med_model import paths
 from med_model.command import UserError, parse, run
-from med_model.data import texts_of, find_files, read_records
+from med_model.data import find_files, read_records, texts_of
 from med_model.model import replace_directory
 from med_model.prompt import CHAT_TEMPLATE, END_OF_TEXT, IM_END, IM_START, PAD
 
 # The pattern that llama.cpp knows as `deepseek-coder`: line ends; words; punctuation; runs of Han; single digits.
 # Applied one after the other, each to what the ones before left together: 患者服用|aspirin|片|，|高血压
 SPLITS = (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}")
-# 8 hanzi. Uncapped, whole boilerplate sentences become tokens; capped at 4 hanzi a held-out text needs a sixth more tokens.
+# 8 hanzi. Uncapped, boilerplate sentences become tokens; capped at 4 hanzi a held-out text needs a sixth more tokens.
 MAX_TOKEN_BYTES = 24
 MIN_FREQUENCY = 4  # what stands in the corpus less often is not met often enough to be learnt
 
@@ -39,15 +39,16 @@ class TokenizerArguments:
     data: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Text to train on: files, folders, globs (.json .jsonl .csv .parquet .txt) or hf://datasets/OWNER/NAME/FILE. "
-            "Default: the bundled set."
+            "help": "Text to train on: files, folders, globs (.json .jsonl .csv .parquet .txt) or "
+            "hf://datasets/OWNER/NAME/FILE. Default: the bundled set."
         },
     )
     output_model: str = field(default=str(paths.TOKENIZER), metadata={"help": "Directory to write the tokenizer to."})
     overwrite: bool = field(default=False, metadata={"help": "Replace an existing --output_model."})
     vocab_size: int = field(default=20_000, metadata={"help": "Tokens, special ones and the 256 bytes included."})
     max_megabytes: float = field(
-        default=100.0, metadata={"help": "A larger corpus is sampled down to this (about 45 MB of memory for each MB)."}
+        default=100.0,
+        metadata={"help": "A larger corpus is sampled down to this (about 45 MB of memory for each MB)."},
     )
     seed: int = field(default=42, metadata={"help": "Seed of the sample."})
 
@@ -83,7 +84,9 @@ def byte_level_bpe() -> Tokenizer:
     """An untrained tokenizer: lossless for every text, since any byte is a token."""
     tokenizer = Tokenizer(models.BPE())
     splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in SPLITS]
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
@@ -102,11 +105,17 @@ def main() -> None:
     (args,) = parse(TokenizerArguments, description=__doc__)
     output = Path(args.output_model)
     if output.exists() and not args.overwrite:
-        raise UserError(f"已有分词器/{paths.shown(output)}/ exists: --overwrite replaces it, --output_model DIR writes elsewhere")
+        raise UserError(
+            f"已有分词器/{paths.shown(output)}/ exists: --overwrite replaces it, --output_model DIR writes elsewhere"
+        )
     specials = [PAD, END_OF_TEXT, IM_START, IM_END]
     if args.vocab_size < 256 + len(specials):
-        raise UserError(f"--vocab_size {args.vocab_size}: the 256 bytes and {len(specials)} special tokens need {256 + len(specials)}")
-    corpus = Corpus(find_files(args.data or [paths.PRETRAINING_DATA, paths.SFT_DATA]), args.max_megabytes * 1e6, args.seed)
+        raise UserError(
+            f"--vocab_size {args.vocab_size}: 256 bytes and {len(specials)} special tokens need {256 + len(specials)}"
+        )
+    corpus = Corpus(
+        find_files(args.data or [paths.PRETRAINING_DATA, paths.SFT_DATA]), args.max_megabytes * 1e6, args.seed
+    )
 
     start = time.time()
     tokenizer = byte_level_bpe()
@@ -141,13 +150,16 @@ def main() -> None:
     (partial / "metrics.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     replace_directory(partial, output)
 
-    sampled = "" if corpus.share == 1.0 else f"（抽样/sampled {corpus.share:.1%}, --max_megabytes {args.max_megabytes:g}）"
+    sampled = (
+        "" if corpus.share == 1.0 else f"（抽样/sampled {corpus.share:.1%}, --max_megabytes {args.max_megabytes:g}）"
+    )
     print(f"语料/corpus: {corpus.lines:,} 行/lines, {corpus.bytes / 1e6:.2f} MB{sampled}; {seconds:.1f} s")
     print(f"词表/vocabulary: {len(made):,} -> {paths.shown(output)}/")
     if len(made) < args.vocab_size:
         print(
-            f"语料只够 {len(made):,} 个词元，不到 {args.vocab_size:,}：词元至少要出现 {MIN_FREQUENCY} 次。更多文本会得到更大的词表。\n"
-            f"This corpus supports {len(made):,} tokens, not {args.vocab_size:,}: a token must occur {MIN_FREQUENCY} times. More text gives more."
+            f"语料只够 {len(made):,} 个词元，不到 {args.vocab_size:,}：词元至少要出现 {MIN_FREQUENCY} 次，"
+            f"文本更多，词表更大。\nThis corpus supports {len(made):,} tokens, not {args.vocab_size:,}: "
+            f"a token must occur {MIN_FREQUENCY} times. More text gives more."
         )
 
 

@@ -1,0 +1,327 @@
+"""corpus/build.py and the data sets that it made."""
+
+import copy
+import importlib.util
+import json
+import random
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from med_model import paths
+
+BUILD = paths.ROOT / "corpus" / "build.py"
+DATASETS = ("pre_training/dataset", "sft/dataset", "dpo/dataset")
+
+
+def load_builder():
+    spec = importlib.util.spec_from_file_location("corpus_build", BUILD)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+builder = load_builder()
+
+
+def files_below(root: Path) -> dict[str, bytes]:
+    folders = [root / dataset for dataset in DATASETS]
+    return {str(p.relative_to(root)): p.read_bytes() for f in folders for p in sorted(f.rglob("*")) if p.is_file()}
+
+
+def rows_of(folder: Path) -> list[dict]:
+    files = sorted(folder.rglob("*.jsonl")) if folder.is_dir() else [folder]
+    return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def training_text() -> str:
+    folders = (paths.PRETRAINING_DATA, paths.SFT_DATA, paths.DPO_DATA)
+    texts = [file.read_text(encoding="utf-8") for folder in folders for file in sorted(folder.rglob("*"))]
+    assert len(texts) >= 3
+    return "\n".join(texts)
+
+
+# the bundled data
+
+
+def test_the_builder_makes_every_bundled_file_byte_for_byte_and_no_other(run_script, tmp_path):
+    done = run_script("corpus/build.py", "--root", tmp_path)
+    assert done.returncode == 0, done.stderr
+    made, bundled = files_below(tmp_path), files_below(paths.ROOT)
+    assert sorted(made) == sorted(bundled)
+    assert [name for name in made if made[name] != bundled[name]] == []
+
+
+def test_the_bundled_data_covers_at_least_40_topics_in_articles_questions_and_pairs():
+    articles = {row["topic"] for row in rows_of(paths.PRETRAINING_DATA) if not row["derived"]}
+    questions = {row["topic"] for row in rows_of(paths.SFT_DATA)}
+    pairs = {row["topic"] for row in rows_of(paths.DPO_DATA)}
+    assert len(articles) >= 40
+    assert articles <= questions and articles <= pairs
+    for topic in articles:
+        answers = {row["output"] for row in rows_of(paths.SFT_DATA) if row["topic"] == topic and "output" in row}
+        assert len(answers) >= 3, topic
+
+
+def test_an_article_has_400_characters_at_the_least():
+    for row in [*rows_of(paths.PRETRAINING_DATA), *rows_of(paths.HELDOUT_TEXT)]:
+        if not row["derived"]:
+            assert len(row["text"]) >= 400, row["topic"]
+
+
+def test_no_heldout_wording_stands_in_any_training_file(training_text):
+    wordings = [row["instruction"] for row in [*rows_of(paths.HELDOUT_QUESTIONS), *rows_of(paths.EXAM)]]
+    assert len(wordings) > 300
+    assert [wording for wording in wordings if wording in training_text] == []
+
+
+def test_no_heldout_document_is_trained_on_in_part(training_text):
+    documents = rows_of(paths.HELDOUT_TEXT)
+    sentences = [s for row in documents for s in builder.sentences(row["text"]) if len(s) >= 13]
+    assert len(documents) >= 5 and len(sentences) > 50
+    assert [sentence for sentence in sentences if sentence in training_text] == []
+
+
+def test_the_answers_of_heldout_pairs_are_preferred_in_no_training_pair():
+    trained = {row["response_chosen"] for row in rows_of(paths.DPO_DATA)}
+    heldout = rows_of(paths.HELDOUT_PAIRS)
+    assert len(heldout) > 100
+    assert [row["question"] for row in heldout if row["response_chosen"] in trained] == []
+
+
+def test_the_exam_has_100_different_questions_whose_key_facts_only_the_answer_gives():
+    exam = rows_of(paths.EXAM)
+    assert len(exam) == len({row["instruction"] for row in exam}) == 100
+    assert len({row["topic"] for row in exam}) >= 40
+    for row in exam:
+        assert row["key_facts"], row["instruction"]
+        for fact in row["key_facts"]:
+            assert fact in row["output"], row["instruction"]
+            assert fact not in row["instruction"] and fact not in row["topic"], row["instruction"]
+
+
+def test_length_does_not_give_the_better_answer_away():
+    pairs = rows_of(paths.DPO_DATA)
+    shorter = sum(len(row["response_chosen"]) < len(row["response_rejected"]) for row in pairs)
+    assert 0.4 < shorter / len(pairs) < 0.6
+
+
+def test_no_pair_prefers_an_answer_to_itself_or_to_nothing():
+    for row in [*rows_of(paths.DPO_DATA), *rows_of(paths.HELDOUT_PAIRS)]:
+        assert row["response_rejected"].strip() not in ("", row["response_chosen"]), row["question"]
+
+
+# the checker
+
+
+@pytest.fixture(scope="module")
+def good() -> dict:
+    """Two topics without a fault, as the writer of a department would hand them in."""
+    department = yaml.safe_load((builder.KNOWLEDGE / "cardiology.yaml").read_text(encoding="utf-8"))
+    topics = [topic for topic in department["topics"] if not topic.get("held_out")][:2]
+    topics[0]["conversations"] = [
+        [{role: "头疼的话要先量血压，再看别的原因，不要自己乱吃药。"} for role in ("user", "assistant")] * 2
+    ]
+    department = {**department, "topics": topics}
+    assert builder.check_corpus([department]) == []
+    return department
+
+
+def in_article(old: str, new: str):
+    def plant(department):
+        topic = department["topics"][0]
+        assert old in topic["article"]
+        topic["article"] = topic["article"].replace(old, new, 1)
+
+    return plant
+
+
+def question_field(name: str, make):
+    def plant(department):
+        question = department["topics"][0]["questions"][0]
+        question[name] = make(question, department["topics"][0])
+
+    return plant
+
+
+def rejected_field(name: str, value):
+    return question_field("rejected", lambda question, _: {**question["rejected"], name: value})
+
+
+def conversation(*roles: str):
+    def plant(department):
+        turns = department["topics"][0]["conversations"][0]
+        department["topics"][0]["conversations"] = [[{role: next(iter(turns[0].values()))} for role in roles]]
+
+    return plant
+
+
+def same_topic_twice(department):
+    department["topics"][1]["topic"] = department["topics"][0]["topic"]
+
+
+def same_sentence_in_two_articles(department):
+    one, two = department["topics"]
+    sentence = next(s for s in builder.sentences(one["article"]) if 20 <= len(s) <= 60)
+    two["article"] = two["article"].strip()[: -len(sentence)].rsplit("。", 1)[0] + "。" + sentence
+
+
+def copied_without_the_same_sentence(department):
+    """Half of an article again, its sentences joined in another way."""
+    one, two = department["topics"]
+    half = one["article"].strip()[:400].replace("。", "；")
+    two["article"] = half.rsplit("；", 1)[0] + "。" + two["article"].strip()[-300:].split("。", 1)[1]
+
+
+def same_wording_in_two_questions(department):
+    one, two = department["topics"][0]["questions"][:2]
+    two["wordings"] = [one["wordings"][0], *two["wordings"][1:]]
+
+
+def heldout_near_a_wording_of_another_question(department):
+    one, two = department["topics"][0]["questions"][:2]
+    one["heldout"] = two["wordings"][1] + "呢"
+
+
+def first_key_fact(question, topic=None):
+    return str(question["key_facts"][0])
+
+
+FAULTS = {
+    "an article too short": (lambda d: d["topics"][0].update(article="高血压要少盐。"), "article: 7 characters"),
+    "an article a little too short": (
+        lambda d: d["topics"][0].update(article=d["topics"][0]["article"][:300] + "。"),
+        r"article: \d+ characters",
+    ),
+    "an article too long": (in_article("诊断靠", "很" * 800 + "。诊断靠"), r"article: \d+ characters"),
+    "an article without an end": (
+        lambda d: d["topics"][0].update(article=d["topics"][0]["article"].strip()[:-1]),
+        "full stop",
+    ),
+    "an unbalanced bracket": (in_article("”", ""), "unbalanced"),
+    "an ASCII quote": (in_article("血压", '"血压'), "ASCII double quote"),
+    "traditional characters": (in_article("血压", "血壓"), "traditional characters 壓"),
+    "a dose in the article": (in_article("血压", "每次5 mg的血压"), "article: a dose: 5 mg"),
+    "an unknown kind": (lambda d: d["topics"][0].update(kind="illness"), "unknown kind illness"),
+    "an answer too short": (question_field("answer", lambda q, t: "要。"), "answer: 2 characters"),
+    "a dose in the answer": (
+        question_field("answer", lambda q, t: q["answer"][:-1] + "，每日三次。"),
+        "a dose in the answer: 每日三次",
+    ),
+    "tablets in the answer": (
+        question_field("answer", lambda q, t: q["answer"][:-1] + "，每次吃两片。"),
+        "a dose in the answer: 吃两片",
+    ),
+    "five wordings": (question_field("wordings", lambda q, t: q["wordings"][:5]), "want 6 different"),
+    "the same wording twice": (
+        question_field("wordings", lambda q, t: [*q["wordings"][:5], q["wordings"][0]]),
+        "want 6 different",
+    ),
+    "a held-out wording that is trained": (
+        question_field("heldout", lambda q, t: q["wordings"][2]),
+        "held-out .* is 0 edits from",
+    ),
+    "a held-out wording near a trained one": (
+        question_field("heldout", lambda q, t: q["wordings"][1] + "呀"),
+        "is 1 edits from",
+    ),
+    "a held-out wording near one of another question": (heldout_near_a_wording_of_another_question, "is 1 edits from"),
+    "one key fact": (question_field("key_facts", lambda q, t: q["key_facts"][:1]), "want 2-5 key_facts"),
+    "a key fact that the answer lacks": (
+        question_field("key_facts", lambda q, t: [*q["key_facts"], "青霉素"]),
+        "key fact 青霉素 is not in the answer",
+    ),
+    "a key fact in the topic's name": (
+        question_field("key_facts", lambda q, t: [*q["key_facts"], t["topic"][:2]]),
+        "gives the topic's name",
+    ),
+    "a key fact in a wording": (
+        question_field("wordings", lambda q, t: [*q["wordings"][:5], first_key_fact(q) + "是什么"]),
+        "stands in the wording",
+    ),
+    "a key fact in the held-out wording": (
+        question_field("heldout", lambda q, t: q["heldout"] + first_key_fact(q)),
+        "stands in the wording",
+    ),
+    "an emergency without a call for help": (question_field("emergency", lambda q, t: True), "must say 120"),
+    "an unknown reason to decline": (question_field("declines", lambda q, t: "mood"), "declines is dose or diagnosis"),
+    "an unknown flaw": (rejected_field("flaw", "boring"), "unknown flaw boring"),
+    "a rejected answer far too short": (
+        rejected_field("text", "这没有什么大不了的，你随便吃点什么药吧。"),
+        r"rejected has \d+ characters",
+    ),
+    "a rejected answer without an end": (
+        question_field("rejected", lambda q, t: {**q["rejected"], "text": q["rejected"]["text"].rstrip("。")}),
+        "rejected: does not end",
+    ),
+    "a conversation of one round": (conversation("user", "assistant"), "two rounds or more"),
+    "a conversation that does not alternate": (conversation("user", "user", "assistant", "assistant"), "alternates"),
+    "a conversation that ends with the user": (
+        conversation("user", "assistant", "user", "assistant", "user"),
+        "alternates",
+    ),
+    "two topics of one name": (same_topic_twice, "the topic stands 2 times"),
+    "a sentence in two articles": (same_sentence_in_two_articles, "the sentence stands 2 times"),
+    "an article copied in part": (copied_without_the_same_sentence, "the articles share"),
+    "a wording in two questions": (same_wording_in_two_questions, "two questions share the wording"),
+}
+
+
+@pytest.mark.parametrize("plant, told", FAULTS.values(), ids=FAULTS)
+def test_the_checker_finds(good, plant, told):
+    department = copy.deepcopy(good)
+    plant(department)
+    faults = builder.check_corpus([department])
+    assert any(re.search(told, fault) for fault in faults), faults
+
+
+def test_laboratory_values_are_no_doses():
+    for text in ("尿蛋白150毫克/升", "血糖7.0毫摩尔/升", "每天快走30分钟", "每年查一次", "血压140/90毫米汞柱"):
+        assert not builder.DOSE.search(text), text
+
+
+def test_a_faulty_file_is_refused_with_exit_code_2_and_its_faults(good, run_script, tmp_path):
+    department = copy.deepcopy(good)
+    department["topics"][0]["kind"] = "illness"
+    file = tmp_path / "faulty.yaml"
+    file.write_text(yaml.safe_dump(department, allow_unicode=True), encoding="utf-8")
+    done = run_script("corpus/build.py", "--check", file, "--root", tmp_path / "out")
+    assert done.returncode == 2
+    assert "unknown kind illness" in done.stderr and "1 faults" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+# the builder
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("longer", [True, False])
+@pytest.mark.parametrize("flaw", builder.COMPOSED_FLAWS)
+def test_a_composed_bad_answer_is_longer_or_shorter_than_the_good_one_as_asked(flaw, longer, seed):
+    answer = "高血压患者要少盐少油，每天快走半小时。按时复查，把结果记下来。有变化就去医院看看。"
+    others = [
+        "咳嗽两周以上要查胸片。多喝水，别抽烟。",
+        "发烧先量体温，多喝水，注意精神状态。" * 3,
+        "腹泻要补水。" * 7,
+        "休息。" * 12,
+    ]
+    vague = [f"这个情况因人而异，说法{number}很多。" for number in range(8)]
+    text = builder.composed_rejection(flaw, answer, others, vague, longer, random.Random(seed))
+    assert text and text != answer
+    assert (len(text) > len(answer)) == longer
+    assert (text[-1] in "。！？") == (flaw != "no_ending")
+
+
+def test_a_new_topic_changes_neither_the_questions_of_the_others_nor_which_are_held_out_and_examined(good):
+    vague = ["这个情况不好说。", "看看情况再说吧。"]
+    third = {**copy.deepcopy(good["topics"][1]), "topic": "新的主题"}
+    before = builder.build([good], vague)
+    after = builder.build([{**good, "topics": [third, *good["topics"]]}], vague)
+    for path, rows in before.items():
+        again = [row for row in after[path] if row["topic"] != "新的主题"]
+        if path.startswith("dpo/"):  # the bad answers may come from another topic; the questions may not change
+            again, rows = ([row["question"] for row in part] for part in (again, rows))
+        assert again == rows, path

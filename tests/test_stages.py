@@ -1,0 +1,215 @@
+"""The scripts as users run them: by subprocess, on a small part of the bundled data, into temporary folders."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from med_model import paths
+
+ROWS = 60
+TOKENIZER, PRETRAINING = "pre_training/py/train_tokenizer.py", "pre_training/py/run_pretraining.py"
+SFT, DPO, COMPARE = "sft/py/sft_train.py", "dpo/py/dpo_train.py", "compare_different_model.py"
+
+
+def run(script: str, *arguments: object, cwd: Path = paths.ROOT, code: int = 0, text: str | None = None) -> str:
+    """Runs a script with no network; returns what it printed, both streams, after checking the exit code."""
+    command = [sys.executable, str(paths.ROOT / script), *map(str, arguments)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUTF8": "0"}
+    done = subprocess.run(command, cwd=cwd, env=environment, input=text, capture_output=True, encoding="utf-8")
+    assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def first_rows(source: Path, target: Path) -> Path:
+    target.write_text("".join(source.read_text(encoding="utf-8").splitlines(keepends=True)[:ROWS]), encoding="utf-8")
+    return target
+
+
+class Chain:
+    """The folders and commands of a small chain; a stage's options but for the steps stand in its list."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.text = paths.PRETRAINING_DATA / "cardiology.jsonl"
+        self.rows = first_rows(paths.SFT_DATA / "cardiology.jsonl", folder / "rows.jsonl")
+        self.pairs = first_rows(paths.DPO_DATA / "cardiology.jsonl", folder / "pairs.jsonl")
+        self.tokenizer, self.base, self.sft, self.final = (
+            folder / name for name in ("tokenizer", "base", "sft", "final")
+        )
+        common = ["--save_steps", 2, "--eval_steps", 2, "--logging_steps", 1, "--save_total_limit", 9]
+        small = ["--per_device_train_batch_size", 2, *common]
+        self.pretraining = [
+            "--data",
+            self.text,
+            "--eval_data",
+            paths.HELDOUT_TEXT,
+            "--input_model",
+            self.tokenizer,
+            *small,
+        ]
+        self.sft_options = ["--data", self.rows, "--input_model", self.base, *small]
+        self.dpo_options = ["--data", self.pairs, "--input_model", self.sft, *small]
+
+    def output(self, model: Path) -> list:
+        return ["--output_model", model, "--output_dir", self.folder / f"{model.name}_checkpoints"]
+
+
+@pytest.fixture(scope="session")
+def chain(tmp_path_factory) -> Chain:
+    made = Chain(tmp_path_factory.mktemp("chain"))
+    run(TOKENIZER, "--data", made.text, made.rows, "--output_model", made.tokenizer, cwd=made.folder)
+    run(PRETRAINING, *made.pretraining, *made.output(made.base), "--max_steps", 4, cwd=made.folder)
+    run(SFT, *made.sft_options, *made.output(made.sft), "--max_steps", 4, cwd=made.folder)
+    run(DPO, *made.dpo_options, *made.output(made.final), "--max_steps", 4, cwd=made.folder)
+    return made
+
+
+def test_every_stage_publishes_a_plain_hugging_face_directory(chain):
+    for directory in (chain.base, chain.sft, chain.final):
+        names = {path.name for path in directory.iterdir()}
+        assert {"config.json", "model.safetensors", "generation_config.json", "tokenizer.json"} <= names
+        assert {"chat_template.jinja", "metrics.json", "README.md", "loss_curve.png"} <= names
+        assert not [name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
+        model = AutoModelForCausalLM.from_pretrained(directory)
+        assert len(AutoTokenizer.from_pretrained(directory)) == model.config.vocab_size
+
+
+def test_metrics_say_what_each_stage_reached(chain):
+    wanted = {
+        chain.base: {"heldout_bits_per_byte", "parameters", "tokens_seen"},
+        chain.sft: {"heldout_loss", "greedy_stopped", "greedy_repeated_4grams"},
+        chain.final: {"heldout_reward_accuracy", "heldout_reward_margin", "heldout_preference_accuracy"},
+    }
+    for directory, keys in wanted.items():
+        assert keys <= set(json.loads((directory / "metrics.json").read_text(encoding="utf-8")))
+
+
+def test_each_stage_starts_from_the_weights_of_the_stage_before(chain):
+    weights = [load_file(directory / "model.safetensors") for directory in (chain.base, chain.sft, chain.final)]
+    for before, after in zip(weights, weights[1:], strict=False):
+        moved = max((before[name] - after[name]).abs().max().item() for name in before)
+        assert 0 < moved < 0.2, "changed, but from where the stage before ended"
+
+
+@pytest.mark.parametrize("stage", ["pretraining", "sft", "dpo"])
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(chain, stage, tmp_path):
+    script, options, model = {
+        "pretraining": (PRETRAINING, chain.pretraining, chain.base),
+        "sft": (SFT, chain.sft_options, chain.sft),
+        "dpo": (DPO, chain.dpo_options, chain.final),
+    }[stage]
+    checkpoints = tmp_path / "checkpoints"
+    shutil.copytree(chain.folder / f"{model.name}_checkpoints" / "checkpoint-2", checkpoints / "checkpoint-2")
+    # One that was cut off while being written: it must be passed over, not resumed from.
+    shutil.copytree(chain.folder / f"{model.name}_checkpoints" / "checkpoint-4", checkpoints / "checkpoint-4")
+    (checkpoints / "checkpoint-4" / "optimizer.pt").unlink()
+    resumed = tmp_path / "resumed"
+    printed = run(
+        script, *options, "--max_steps", 4, "--resume", "--output_dir", checkpoints, "--output_model", resumed
+    )
+    assert "checkpoint-4" in printed
+    whole, again = load_file(model / "model.safetensors"), load_file(resumed / "model.safetensors")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_the_reference_is_computed_once_and_found_again(chain, tmp_path):
+    checkpoints = tmp_path / "checkpoints"
+    checkpoints.mkdir()
+    for file in (chain.folder / "final_checkpoints").glob("reference_*.safetensors"):
+        shutil.copy(file, checkpoints)
+    options = [*chain.dpo_options, "--max_steps", 1, "--output_dir", checkpoints, "--output_model", tmp_path / "model"]
+    assert "from the cache" in run(DPO, *options)
+
+
+def test_compare_shows_the_models_side_by_side_and_writes_json(chain, tmp_path):
+    models = ["--base_model", chain.base, "--sft_model", chain.sft, "--final_model", chain.final]
+    held = ["--questions", chain.rows, "--pairs", chain.pairs, "--max_new_tokens", 8, "--prompt", "什么是高血压？"]
+    printed = run(COMPARE, *models, *held, "--json", tmp_path / "all.json")
+    result = json.loads((tmp_path / "all.json").read_text(encoding="utf-8"))
+    assert list(result["measures"]) == ["预训练/base", "SFT", "DPO/final"]
+    for measures in result["measures"].values():
+        assert 0 < measures["heldout_bits_per_byte"] < 8
+        assert {"stopped", "repeated_4grams", "key_fact_recall", "preference_accuracy", "seconds"} <= set(measures)
+    assert "━━ 什么是高血压？" in printed
+
+
+def test_compare_says_which_model_is_missing_and_what_makes_it(chain, tmp_path):
+    models = ["--base_model", chain.base, "--sft_model", tmp_path / "none", "--final_model", tmp_path / "none"]
+    printed = run(COMPARE, *models, "--prompt", "你好", "--measures", "False", "--max_new_tokens", 4)
+    assert "python sft/py/sft_train.py" in printed and "python dpo/py/dpo_train.py" in printed
+
+
+@pytest.mark.parametrize("script", [TOKENIZER, PRETRAINING, SFT, DPO])
+def test_an_existing_output_is_left_alone_without_overwrite(script, tmp_path):
+    kept = tmp_path / "model"
+    kept.mkdir()
+    (kept / "config.json").write_text("{}", encoding="utf-8")
+    printed = run(script, "--output_model", kept, *checkpoints_of(script, tmp_path), code=2)
+    assert "--overwrite" in printed and (kept / "config.json").read_text(encoding="utf-8") == "{}"
+
+
+def checkpoints_of(script: str, folder: Path) -> list:
+    return [] if script == TOKENIZER else ["--output_dir", folder / "checkpoints"]
+
+
+@pytest.mark.parametrize("script", [TOKENIZER, PRETRAINING, SFT, DPO, COMPARE])
+def test_an_unknown_flag_is_an_error(script):
+    assert "--no_such_flag" in run(script, "--no_such_flag", "1", code=2)
+
+
+@pytest.mark.parametrize("script", [TOKENIZER, PRETRAINING, SFT, DPO, COMPARE])
+def test_help_shows_the_commands_and_explains_the_options(script):
+    printed = run(script, "--help")
+    assert f"python {script}" in printed and "--config" in printed
+
+
+def test_old_checkpoints_are_neither_mixed_in_nor_deleted_unasked(chain, tmp_path):
+    checkpoints = tmp_path / "checkpoints"
+    (checkpoints / "checkpoint-99").mkdir(parents=True)
+    options = [*chain.pretraining, "--max_steps", 1, "--output_model", tmp_path / "model", "--output_dir", checkpoints]
+    assert "--resume" in run(PRETRAINING, *options, code=2)
+    assert (checkpoints / "checkpoint-99").is_dir()
+    assert "run without --resume" in run(PRETRAINING, *options, "--resume", code=2)
+
+
+def test_a_bad_row_is_named_before_any_model_is_loaded(tmp_path):
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"instruction": "问", "output": "答"}\n{"question": "问"}\n', encoding="utf-8")
+    missing = [
+        "--input_model",
+        tmp_path / "no_model",
+        "--output_model",
+        tmp_path / "out",
+        "--output_dir",
+        tmp_path / "c",
+    ]
+    printed = run(SFT, "--data", bad, *missing, code=2)
+    assert "bad.jsonl" in printed and "row 2" in printed and not (tmp_path / "out").exists()
+
+
+def test_a_missing_stage_before_names_the_command_that_makes_it(tmp_path):
+    output = ["--output_model", tmp_path / "out", "--output_dir", tmp_path / "c"]
+    assert "no model in" in run(DPO, "--input_model", tmp_path / "no_model", *output, code=2)
+
+
+def test_options_come_from_a_yaml_file_and_the_command_line_wins(chain, tmp_path):
+    config = tmp_path / "run.yaml"
+    lines = [f"data: ['{chain.text.as_posix()}']", "vocab_size: 400", f"output_model: '{(tmp_path / 'a').as_posix()}'"]
+    config.write_text("\n".join(lines), encoding="utf-8")
+    run(TOKENIZER, "--config", config)
+    run(TOKENIZER, "--config", config, "--vocab_size", 500, "--output_model", tmp_path / "b")
+    assert [len(AutoTokenizer.from_pretrained(tmp_path / name)) for name in "ab"] == [400, 500]
+    assert "no_such_option" in write_and_run(config, "no_such_option: 1")
+
+
+def write_and_run(config: Path, text: str) -> str:
+    config.write_text(text, encoding="utf-8")
+    return run(TOKENIZER, "--config", config, code=2)
