@@ -1,10 +1,7 @@
 """The scripts as users run them: by subprocess, on a small part of the bundled data, into temporary folders."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,13 +16,16 @@ TOKENIZER, PRETRAINING = "pre_training/py/train_tokenizer.py", "pre_training/py/
 SFT, DPO, COMPARE = "sft/py/sft_train.py", "dpo/py/dpo_train.py", "compare_different_model.py"
 
 
-def run(script: str, *arguments: object, cwd: Path = paths.ROOT, code: int = 0, text: str | None = None) -> str:
-    """Runs a script with no network; returns what it printed, both streams, after checking the exit code."""
-    command = [sys.executable, str(paths.ROOT / script), *map(str, arguments)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUTF8": "0"}
-    done = subprocess.run(command, cwd=cwd, env=environment, input=text, capture_output=True, encoding="utf-8")
-    assert done.returncode == code, f"{command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout + done.stderr
+@pytest.fixture(scope="session")
+def run(run_script):
+    """Runs a script; gives what it printed, both streams, after checking the exit code."""
+
+    def checked(script: str, *options: object, code: int = 0) -> str:
+        done = run_script(script, *options)
+        assert done.returncode == code, f"{script} {options}\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
+    return checked
 
 
 def first_rows(source: Path, target: Path) -> Path:
@@ -63,12 +63,12 @@ class Chain:
 
 
 @pytest.fixture(scope="session")
-def chain(tmp_path_factory) -> Chain:
+def chain(tmp_path_factory, run) -> Chain:
     made = Chain(tmp_path_factory.mktemp("chain"))
-    run(TOKENIZER, "--data", made.text, made.rows, "--output_model", made.tokenizer, cwd=made.folder)
-    run(PRETRAINING, *made.pretraining, *made.output(made.base), "--max_steps", 4, cwd=made.folder)
-    run(SFT, *made.sft_options, *made.output(made.sft), "--max_steps", 4, cwd=made.folder)
-    run(DPO, *made.dpo_options, *made.output(made.final), "--max_steps", 4, cwd=made.folder)
+    run(TOKENIZER, "--data", made.text, made.rows, "--output_model", made.tokenizer)
+    run(PRETRAINING, *made.pretraining, *made.output(made.base), "--max_steps", 4)
+    run(SFT, *made.sft_options, *made.output(made.sft), "--max_steps", 4)
+    run(DPO, *made.dpo_options, *made.output(made.final), "--max_steps", 4)
     return made
 
 
@@ -100,7 +100,7 @@ def test_each_stage_starts_from_the_weights_of_the_stage_before(chain):
 
 
 @pytest.mark.parametrize("stage", ["pretraining", "sft", "dpo"])
-def test_a_resumed_run_ends_where_an_uninterrupted_one_does(chain, stage, tmp_path):
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(chain, stage, run, tmp_path):
     script, options, model = {
         "pretraining": (PRETRAINING, chain.pretraining, chain.base),
         "sft": (SFT, chain.sft_options, chain.sft),
@@ -120,7 +120,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(chain, stage, tmp_pa
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
-def test_the_reference_is_computed_once_and_found_again(chain, tmp_path):
+def test_the_reference_is_computed_once_and_found_again(chain, run, tmp_path):
     checkpoints = tmp_path / "checkpoints"
     checkpoints.mkdir()
     for file in (chain.folder / "final_checkpoints").glob("reference_*.safetensors"):
@@ -129,7 +129,7 @@ def test_the_reference_is_computed_once_and_found_again(chain, tmp_path):
     assert "from the cache" in run(DPO, *options)
 
 
-def test_compare_shows_the_models_side_by_side_and_writes_json(chain, tmp_path):
+def test_compare_shows_the_models_side_by_side_and_writes_json(chain, run, tmp_path):
     models = ["--base_model", chain.base, "--sft_model", chain.sft, "--final_model", chain.final]
     held = ["--questions", chain.rows, "--pairs", chain.pairs, "--max_new_tokens", 8, "--prompt", "什么是高血压？"]
     printed = run(COMPARE, *models, *held, "--json", tmp_path / "all.json")
@@ -141,14 +141,14 @@ def test_compare_shows_the_models_side_by_side_and_writes_json(chain, tmp_path):
     assert "━━ 什么是高血压？" in printed
 
 
-def test_compare_says_which_model_is_missing_and_what_makes_it(chain, tmp_path):
+def test_compare_says_which_model_is_missing_and_what_makes_it(chain, run, tmp_path):
     models = ["--base_model", chain.base, "--sft_model", tmp_path / "none", "--final_model", tmp_path / "none"]
     printed = run(COMPARE, *models, "--prompt", "你好", "--measures", "False", "--max_new_tokens", 4)
     assert "python sft/py/sft_train.py" in printed and "python dpo/py/dpo_train.py" in printed
 
 
 @pytest.mark.parametrize("script", [TOKENIZER, PRETRAINING, SFT, DPO])
-def test_an_existing_output_is_left_alone_without_overwrite(script, tmp_path):
+def test_an_existing_output_is_left_alone_without_overwrite(script, run, tmp_path):
     kept = tmp_path / "model"
     kept.mkdir()
     (kept / "config.json").write_text("{}", encoding="utf-8")
@@ -161,17 +161,17 @@ def checkpoints_of(script: str, folder: Path) -> list:
 
 
 @pytest.mark.parametrize("script", [TOKENIZER, PRETRAINING, SFT, DPO, COMPARE])
-def test_an_unknown_flag_is_an_error(script):
+def test_an_unknown_flag_is_an_error(script, run):
     assert "--no_such_flag" in run(script, "--no_such_flag", "1", code=2)
 
 
 @pytest.mark.parametrize("script", [TOKENIZER, PRETRAINING, SFT, DPO, COMPARE])
-def test_help_shows_the_commands_and_explains_the_options(script):
+def test_help_shows_the_commands_and_explains_the_options(script, run):
     printed = run(script, "--help")
     assert f"python {script}" in printed and "--config" in printed
 
 
-def test_old_checkpoints_are_neither_mixed_in_nor_deleted_unasked(chain, tmp_path):
+def test_old_checkpoints_are_neither_mixed_in_nor_deleted_unasked(chain, run, tmp_path):
     checkpoints = tmp_path / "checkpoints"
     (checkpoints / "checkpoint-99").mkdir(parents=True)
     options = [*chain.pretraining, "--max_steps", 1, "--output_model", tmp_path / "model", "--output_dir", checkpoints]
@@ -180,7 +180,7 @@ def test_old_checkpoints_are_neither_mixed_in_nor_deleted_unasked(chain, tmp_pat
     assert "run without --resume" in run(PRETRAINING, *options, "--resume", code=2)
 
 
-def test_a_bad_row_is_named_before_any_model_is_loaded(tmp_path):
+def test_a_bad_row_is_named_before_any_model_is_loaded(run, tmp_path):
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"instruction": "问", "output": "答"}\n{"question": "问"}\n', encoding="utf-8")
     missing = [
@@ -195,21 +195,17 @@ def test_a_bad_row_is_named_before_any_model_is_loaded(tmp_path):
     assert "bad.jsonl" in printed and "row 2" in printed and not (tmp_path / "out").exists()
 
 
-def test_a_missing_stage_before_names_the_command_that_makes_it(tmp_path):
+def test_a_missing_stage_before_names_the_command_that_makes_it(run, tmp_path):
     output = ["--output_model", tmp_path / "out", "--output_dir", tmp_path / "c"]
     assert "no model in" in run(DPO, "--input_model", tmp_path / "no_model", *output, code=2)
 
 
-def test_options_come_from_a_yaml_file_and_the_command_line_wins(chain, tmp_path):
+def test_options_come_from_a_yaml_file_and_the_command_line_wins(chain, run, tmp_path):
     config = tmp_path / "run.yaml"
     lines = [f"data: ['{chain.text.as_posix()}']", "vocab_size: 400", f"output_model: '{(tmp_path / 'a').as_posix()}'"]
     config.write_text("\n".join(lines), encoding="utf-8")
     run(TOKENIZER, "--config", config)
     run(TOKENIZER, "--config", config, "--vocab_size", 500, "--output_model", tmp_path / "b")
     assert [len(AutoTokenizer.from_pretrained(tmp_path / name)) for name in "ab"] == [400, 500]
-    assert "no_such_option" in write_and_run(config, "no_such_option: 1")
-
-
-def write_and_run(config: Path, text: str) -> str:
-    config.write_text(text, encoding="utf-8")
-    return run(TOKENIZER, "--config", config, code=2)
+    config.write_text("no_such_option: 1", encoding="utf-8")
+    assert "no_such_option" in run(TOKENIZER, "--config", config, code=2)

@@ -40,7 +40,7 @@ class PretrainingArguments(TrainingArguments):
     """Hugging Face's training arguments with the defaults of this stage."""
 
     output_dir: str | None = str(paths.PRETRAINING_CHECKPOINTS)
-    num_train_epochs: float = 20.0  # the bundled set is small and seen often; one pass is enough for a large one
+    num_train_epochs: float = 8.0  # the bundled set is small and seen often; one pass is enough for a large one
     per_device_train_batch_size: int = 4  # blocks of 512 tokens
     per_device_eval_batch_size: int = 8
     learning_rate: float = 4e-3

@@ -39,8 +39,8 @@ class SFTArguments(SFTConfig):
     """TRL's SFT arguments with the defaults of this stage."""
 
     output_dir: str | None = str(paths.SFT_CHECKPOINTS)
-    num_train_epochs: float = 4.0
-    per_device_train_batch_size: int = 32  # rows
+    num_train_epochs: float = 8.0  # the answers are learnt by the second, which question wants which by the eighth
+    per_device_train_batch_size: int = 16  # rows
     per_device_eval_batch_size: int = 32
     learning_rate: float = 3e-3
     lr_scheduler_type: str = "cosine"
