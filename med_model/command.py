@@ -5,9 +5,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import yaml
 from trl import TrlParser
 
 from med_model.memory import keep_freed_memory
+from med_model.paths import ROOT
 
 
 class UserError(Exception):
@@ -31,19 +33,32 @@ def parse(*dataclass_types: type, description: str) -> list:
     for dataclass_type in dataclass_types:
         _inherit_help(dataclass_type)
     parser = TrlParser(dataclass_types, description=description, allow_abbrev=False)
-    # TrlParser takes --config out of the arguments itself; declared here so that --help shows it.
     parser.add_argument("--config", metavar="FILE.yaml", help="options from a YAML file; the command line wins")
-    arguments = []
-    for word in sys.argv[1:]:
-        arguments += word.split("=", 1) if word.startswith("--config=") else [word]
-    if "--config" in arguments:
-        file = Path((arguments[arguments.index("--config") + 1 :] or ["(nothing)"])[0])
-        if not file.is_file():
-            raise UserError(f"配置文件不存在/no configuration file {file}: give --config FILE.yaml")
     try:
-        return list(parser.parse_args_and_config(arguments)[: len(dataclass_types)])
+        known, _ = parser.parse_known_args()
+        if known.config is not None:
+            unknown = parser.set_defaults_with_config(**_read_config(known.config))
+            if unknown:
+                raise UserError(
+                    f"配置里有未知选项/unknown option in {known.config}: {unknown[0]} (--help lists the options)"
+                )
+        return list(parser.parse_args_into_dataclasses()[: len(dataclass_types)])
     except ValueError as error:
         raise UserError(f"参数有误/bad option: {error} (--help lists the options)") from error
+
+
+def _read_config(name: str) -> dict:
+    """The options in a YAML file. TrlParser would read it in the locale's encoding, which is not UTF-8 everywhere."""
+    file = Path(name) if Path(name).exists() else ROOT / name  # looked up as find_files does
+    if not file.is_file():
+        raise UserError(f"配置文件不存在/no configuration file {name}: give --config FILE.yaml")
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"配置文件读不懂/cannot read {name}: {error}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"配置文件应为 选项: 值/{name} must map options to values, found {type(config).__name__}")
+    return config
 
 
 def run(main: Callable[[], None]) -> None:

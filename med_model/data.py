@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from med_model.command import UserError
+from med_model.paths import ROOT
 
 FORMATS = (".json", ".jsonl", ".csv", ".parquet", ".txt")
 HUB_PREFIX = "hf://datasets/"  # hf://datasets/OWNER/NAME/path/in/the/repository.json
@@ -24,15 +25,14 @@ Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content":
 
 
 def find_files(sources: Iterable[str | Path]) -> list[Path]:
-    """The data files that files, folders, globs and hf://datasets/ addresses stand for, in a fixed order."""
+    """The data files that files, folders, globs and hf://datasets/ addresses stand for, in a fixed order.
+
+    A relative path is looked up from the working directory, then from the project: the bundled files have one name
+    wherever a script is started.
+    """
     files: list[Path] = []
     for source in map(str, sources):
-        if source.startswith(HUB_PREFIX):
-            found = [_download(source)]
-        elif Path(source).is_dir():
-            found = [path for path in sorted(Path(source).rglob("*")) if path.suffix in FORMATS]
-        else:
-            found = [Path(path) for path in sorted(glob.glob(source, recursive=True)) if Path(path).is_file()]
+        found = [_download(source)] if source.startswith(HUB_PREFIX) else _local(source) or _local(str(ROOT / source))
         if not found:
             raise UserError(
                 f"没有找到数据/no data in {source}: --data takes files, folders, globs ({', '.join(FORMATS)}) "
@@ -42,6 +42,12 @@ def find_files(sources: Iterable[str | Path]) -> list[Path]:
             raise UserError(f"不认识的格式/unknown format {unknown[0]}: convert it to one of {', '.join(FORMATS)}")
         files += found
     return files
+
+
+def _local(source: str) -> list[Path]:
+    if Path(source).is_dir():
+        return [path for path in sorted(Path(source).rglob("*")) if path.suffix in FORMATS]
+    return [Path(path) for path in sorted(glob.glob(source, recursive=True)) if Path(path).is_file()]
 
 
 def _download(address: str) -> Path:

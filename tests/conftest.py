@@ -39,7 +39,7 @@ ADVICE = (
 def run_script():
     """Runs a script of the project as a user does, from another folder; gives the finished process with its output."""
 
-    def run(script: str, *options: str | Path, stdin: str | None = None) -> subprocess.CompletedProcess:
+    def run(script: str, *options: object, stdin: str | None = None, timeout: float = 300):
         return subprocess.run(
             [sys.executable, str(ROOT / script), *map(str, options)],
             input=stdin,
@@ -48,7 +48,7 @@ def run_script():
             encoding="utf-8",
             cwd=ROOT.parent,
             env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"},
-            timeout=300,
+            timeout=timeout,
         )
 
     return run

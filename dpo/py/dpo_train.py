@@ -9,6 +9,7 @@ Writes final_model__after_dpo/ (checkpoints and reference log-probabilities in d
 """
 
 import hashlib
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +116,7 @@ def reference_scores(model: PreTrainedModel, pairs: list[Pair], folder: Path) ->
     start = time.time()
     scores = [(chosen, rejected) for chosen, rejected, _, _ in preference_scores(model, pairs)]
     folder.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
+    partial = file.with_suffix(f".{os.getpid()}.partial")
     save_file({"log_probs": torch.tensor(scores, dtype=torch.float64)}, partial)
     partial.replace(file)
     print(
