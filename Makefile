@@ -1,5 +1,5 @@
 # make demo | full | test | test-slow | lint ; FLAGS=--overwrite replaces the models of an earlier run
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 FLAGS ?=
 VENV = .venv
 RUN = $(VENV)/bin/python

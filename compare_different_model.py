@@ -17,14 +17,14 @@ import unicodedata
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from med_model import paths
-from med_model.command import parse, run
-from med_model.data import conversation_of, document_of, find_files, preference_of, read_all, read_records
-from med_model.evaluate import Pair, answer_measures, answer_questions, bits_per_byte, preference_measures, renderers
-from med_model.model import NOTICE, load_model, pick_device
-from med_model.prompt import END_OF_TEXT, IM_END
+from med_model.command import UserError, parse, run
+from med_model.data import Message, conversation_of, document_of, find_files, preference_of, read_all, read_records
+from med_model.evaluate import answer_measures, answer_questions, bits_per_byte, encode_pairs, preference_measures
+from med_model.model import NOTICE, greedy, load_model, pick_device
+from med_model.prompt import BASE_STOPS, CHAT_STOPS
 
 PROMPTS = (
     "血压多高算高血压？",
@@ -78,57 +78,38 @@ class CompareArguments:
     json: str | None = field(default=None, metadata={"help": "Write answers and measures to this file."})
 
 
-def read_prompts(args: CompareArguments) -> list[str]:
-    if args.prompt:
-        return args.prompt
+def read_prompts(args: CompareArguments) -> list[list[Message]]:
+    """The turns up to each question to answer; a file of prompts wins over a list of them."""
     if not args.prompts:
-        return list(PROMPTS)
+        return [[{"role": "user", "content": text}] for text in args.prompt or PROMPTS]
     files = find_files([args.prompts])
     if files[0].suffix == ".txt":
-        return [
-            line.strip()
-            for file in files
-            for line in file.read_text(encoding="utf-8-sig").splitlines()
-            if line.strip()
-        ]
-    return [messages[0]["content"] for messages in read_all(files, conversation_of)]
+        lines = [line.strip() for file in files for line in file.read_text(encoding="utf-8-sig").splitlines()]
+        return [[{"role": "user", "content": line}] for line in lines if line]
+    return [messages[:-1] for messages in read_all(files, conversation_of)]
 
 
-def read_questions(sources: list) -> list[tuple[str, list[str]]]:
-    """(question, key facts) of question rows; rows without `key_facts` are answered and not scored on them."""
+def read_questions(sources: list) -> list[tuple[list[Message], list[str]]]:
+    """(turns up to the question, key facts) of question rows; rows without `key_facts` are not scored on them."""
     return [
-        (messages[0]["content"], [str(fact) for fact in record.get("key_facts") or []])
+        (messages[:-1], [str(fact) for fact in record.get("key_facts") or []])
         for where, record in read_records(find_files(sources))
-        if len(messages := conversation_of(where, record)) == 2
+        if (messages := conversation_of(where, record))
     ]
-
-
-def greedy(tokenizer: PreTrainedTokenizerBase, chat: bool, max_new_tokens: int) -> GenerationConfig:
-    stops = [IM_END, END_OF_TEXT] if chat else [END_OF_TEXT]
-    return GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        eos_token_id=tokenizer.convert_tokens_to_ids(stops),
-        pad_token_id=tokenizer.pad_token_id,
-    )
 
 
 def measure(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, chat: bool, args: CompareArguments, data: dict
 ) -> tuple[dict[str, float], list[dict]]:
     """(measures of one model, its answers to the measured questions)."""
-    settings = greedy(tokenizer, chat, args.max_new_tokens)
+    settings = greedy(tokenizer, CHAT_STOPS if chat else BASE_STOPS, args.max_new_tokens)
     answered, seconds = answer_questions(model, tokenizer, data["questions"], settings, chat)
-    encode_prompt, encode_answer = renderers(chat)
-    room = model.config.n_positions
-    pairs = []
-    for prompt, chosen, rejected in data["pairs"]:
-        prompt_ids = encode_prompt(tokenizer, prompt)[-room // 2 :]
-        answers = [encode_answer(tokenizer, answer)[: room - len(prompt_ids)] for answer in (chosen, rejected)]
-        pairs.append(Pair(prompt_ids, *answers))
+    pairs, cut = encode_pairs(tokenizer, data["pairs"], model.config.n_positions, chat)
     measures = {
         "heldout_bits_per_byte": bits_per_byte(model, tokenizer, data["texts"]),
         **answer_measures(answered),
         **preference_measures(model, pairs),
+        "answers_cut": cut,
         "seconds": seconds,
     }
     return measures, [answer._asdict() for answer in answered]
@@ -153,10 +134,10 @@ def wrapped(text: str, columns: int) -> list[str]:
     return lines
 
 
-def print_answers(prompts: list[str], answers: dict[str, list[dict]]) -> None:
+def print_answers(prompts: list[list[Message]], answers: dict[str, list[dict]]) -> None:
     columns = shutil.get_terminal_size((120, 24)).columns // max(1, len(answers)) - COLUMN_GAP
-    for number, prompt in enumerate(prompts):
-        print(f"\n━━ {prompt}")
+    for number, turns in enumerate(prompts):
+        print(f"\n━━ {turns[-1]['content']}")
         cells = {
             name: of_model[number]["answer"] + ("" if of_model[number]["stopped"] else " …（未停/cut off）")
             for name, of_model in answers.items()
@@ -192,6 +173,8 @@ def print_measures(measures: dict[str, dict[str, float]]) -> None:
 
 def main() -> None:
     (args,) = parse(CompareArguments, description=__doc__)
+    if args.json and not Path(args.json).resolve().parent.is_dir():
+        raise UserError(f"没有这个文件夹/no folder for --json {args.json}: make it first")
     prompts = read_prompts(args)
     data = {}
     if args.measures:
@@ -214,8 +197,8 @@ def main() -> None:
         start = time.time()
         model, tokenizer = load_model(directory)
         model.to(pick_device())
-        settings = greedy(tokenizer, chat, args.max_new_tokens)
-        answered, _ = answer_questions(model, tokenizer, [(prompt, []) for prompt in prompts], settings, chat)
+        settings = greedy(tokenizer, CHAT_STOPS if chat else BASE_STOPS, args.max_new_tokens)
+        answered, _ = answer_questions(model, tokenizer, [(turns, []) for turns in prompts], settings, chat)
         answers[name] = [answer._asdict() for answer in answered]
         if args.measures:
             measures[name], measured_answers[name] = measure(model, tokenizer, chat, args, data)
@@ -236,7 +219,9 @@ def main() -> None:
             "measures": measures,
             "measured_answers": measured_answers,
         }
-        Path(args.json).write_text(json.dumps(result, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        partial = Path(f"{args.json}.partial")
+        partial.write_text(json.dumps(result, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        partial.replace(args.json)
         print(f"已写入/written: {args.json}")
 
 

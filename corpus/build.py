@@ -138,7 +138,14 @@ def check_topic(topic: dict) -> list[str]:
 def check_corpus(departments: list[dict]) -> list[str]:
     """Everything that can be wrong, one line each; an empty list is a good corpus."""
     topics = [topic for department in departments for topic in department["topics"]]
-    faults = [fault for topic in topics for fault in check_topic(topic)]
+    faults = []
+    for topic in topics:
+        try:
+            faults += check_topic(topic)
+        except KeyError as missing:
+            faults.append(f"{topic.get('topic', topic)}: the field {missing} is missing")
+    if faults:
+        return faults
     names = Counter(topic["topic"] for topic in topics)
     faults += [f"{name}: the topic stands {n} times" for name, n in names.items() if n > 1]
     # A sentence belongs to one place: what stands twice is learnt as boilerplate.
@@ -309,6 +316,8 @@ def main() -> None:
     parser.add_argument("--check", type=Path, nargs="+", help="check these files only, build nothing")
     parser.add_argument("--root", type=Path, default=ROOT, help="write below this folder (default: the project)")
     args = parser.parse_args()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8")
 
     departments = load_departments(args.check or sorted(KNOWLEDGE.glob("*.yaml")))
     vague = yaml.safe_load((KNOWLEDGE.parent / "vague.yaml").read_text(encoding="utf-8"))

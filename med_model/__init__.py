@@ -1,6 +1,6 @@
 """What the stages of Med_model must agree on: paths, records, prompts, models, loss, generation, measures."""
 
-import os
+from huggingface_hub import constants
 
-# No stage reports anything to anybody. huggingface_hub reads this once, when it is imported.
-os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+# No stage reports anything to anybody. The environment variable would be too late where a script imports trl first.
+constants.HF_HUB_DISABLE_TELEMETRY = True

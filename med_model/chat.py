@@ -8,10 +8,11 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from med_model import paths
+from med_model.command import UserError
 from med_model.data import Message
 from med_model.generate import prompt_room, stream_text
-from med_model.model import NOTICE, load_model, pick_device
-from med_model.prompt import encode_text, fit_prompt
+from med_model.model import NOTICE, load_model, pick_device, sampling_defaults
+from med_model.prompt import BASE_STOPS, CHAT_STOPS, fit_prompt, fit_text
 
 
 def _arguments(description: str, model_directory) -> argparse.Namespace:
@@ -31,12 +32,31 @@ def _arguments(description: str, model_directory) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def sampling_settings(model: PreTrainedModel, options: argparse.Namespace) -> GenerationConfig:
-    """The model's own generation_config.json with the options of the command line on top."""
+RANGES = {  # option: (least, most)
+    "max_new_tokens": (1, float("inf")),
+    "temperature": (0, float("inf")),
+    "top_k": (0, float("inf")),
+    "top_p": (1e-6, 1),
+    "repetition_penalty": (1e-6, float("inf")),
+}
+
+
+def sampling_settings(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: argparse.Namespace, turns: bool
+) -> GenerationConfig:
+    """The model's own generation_config.json with the options of the command line on top.
+
+    A checkpoint has none of its own yet and takes the defaults that its published model will have.
+    """
     settings = model.generation_config
-    for name in ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty"):
-        if getattr(options, name) is not None:
-            setattr(settings, name, getattr(options, name))
+    if settings.max_new_tokens is None:
+        settings = sampling_defaults(tokenizer, CHAT_STOPS if turns else BASE_STOPS)
+    for name, (least, most) in RANGES.items():
+        value = getattr(options, name)
+        if value is not None and not least <= value <= most:
+            raise UserError(f"--{name} {value}: give a value from {least:g} to {most:g}")
+        if value is not None:
+            setattr(settings, name, value)
     if settings.temperature == 0:
         settings.do_sample = False
     return settings
@@ -65,9 +85,9 @@ class Chat:
         """The ids that the answer to `text` is generated from, cut from the front to leave room for it."""
         room = prompt_room(self.model, self.settings)
         if not self.turns:
-            ids = encode_text(self.tokenizer, text)
-            return ids[-room:]
-        ids, shortened = fit_prompt(self.tokenizer, [*self.history, {"role": "user", "content": text}], room)
+            ids, shortened = fit_text(self.tokenizer, text, room)
+        else:
+            ids, shortened = fit_prompt(self.tokenizer, [*self.history, {"role": "user", "content": text}], room)
         if shortened:
             print("（上下文已满，最早的内容不再参与/context full: the oldest part is left out）", file=sys.stderr)
         return ids
@@ -99,7 +119,7 @@ def run_chat(description: str, model_directory, turns: bool = True) -> None:
     options = _arguments(description, model_directory)
     model, tokenizer = load_model(options.model)
     model.to(pick_device())
-    chat = Chat(model, tokenizer, sampling_settings(model, options), options.seed, turns)
+    chat = Chat(model, tokenizer, sampling_settings(model, tokenizer, options, turns), options.seed, turns)
     print(NOTICE, file=sys.stderr)
     if options.prompt is not None:
         _print_answer(chat, options.prompt)

@@ -37,7 +37,12 @@ def parse(*dataclass_types: type, description: str) -> list:
     try:
         known, _ = parser.parse_known_args()
         if known.config is not None:
-            unknown = parser.set_defaults_with_config(**_read_config(known.config))
+            lists = {action.dest for action in parser._actions if action.nargs == "+"}
+            config = {
+                name: [value] if name in lists and isinstance(value, str) else value
+                for name, value in _read_config(known.config).items()
+            }
+            unknown = parser.set_defaults_with_config(**config)
             if unknown:
                 raise UserError(
                     f"配置里有未知选项/unknown option in {known.config}: {unknown[0]} (--help lists the options)"

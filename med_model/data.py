@@ -38,15 +38,17 @@ def find_files(sources: Iterable[str | Path]) -> list[Path]:
                 f"没有找到数据/no data in {source}: --data takes files, folders, globs ({', '.join(FORMATS)}) "
                 f"or {HUB_PREFIX}OWNER/NAME/FILE"
             )
-        if unknown := [path for path in found if path.suffix not in FORMATS]:
+        if unknown := [path for path in found if path.suffix.lower() not in FORMATS]:
             raise UserError(f"不认识的格式/unknown format {unknown[0]}: convert it to one of {', '.join(FORMATS)}")
         files += found
     return files
 
 
 def _local(source: str) -> list[Path]:
+    if Path(source).is_file():
+        return [Path(source)]  # before the glob, which would read [1] in a name as a pattern
     if Path(source).is_dir():
-        return [path for path in sorted(Path(source).rglob("*")) if path.suffix in FORMATS]
+        return [path for path in sorted(Path(source).rglob("*")) if path.suffix.lower() in FORMATS]
     return [Path(path) for path in sorted(glob.glob(source, recursive=True)) if Path(path).is_file()]
 
 
@@ -69,7 +71,7 @@ def _download(address: str) -> Path:
 def read_records(files: Iterable[Path]) -> Iterator[tuple[str, dict]]:
     """Yields (where, record) from each file, one at a time; a .txt file gives a record `text` a paragraph block."""
     for file in files:
-        reader = {".csv": _read_csv, ".parquet": _read_parquet, ".txt": _read_txt}.get(file.suffix, _read_json)
+        reader = {".csv": _read_csv, ".parquet": _read_parquet, ".txt": _read_txt}.get(file.suffix.lower(), _read_json)
         try:
             for row, record in enumerate(reader(file), 1):
                 if not isinstance(record, dict):
@@ -230,34 +232,32 @@ def texts_of(where: str, record: dict) -> list[str]:
     return [text for text in texts if text]
 
 
-def preference_of(where: str, record: dict) -> tuple[list[Message], str, str] | None:
-    """(prompt turns, chosen answer, rejected answer) of a DPO record; None where one of them is blank.
+def _is_conversation(value: object) -> bool:
+    return isinstance(value, list) and len(value) > 1
 
-    TRL's implicit form, whole conversations in `chosen` and `rejected` with no `prompt`, is read too.
+
+def preference_of(where: str, record: dict) -> tuple[list[Message], str, str] | None:
+    """(prompt turns, chosen answer, rejected answer) of a DPO record; None where one is blank, or the answers are one.
+
+    TRL's implicit form is read too: whole conversations in `chosen` and `rejected`, with or without their `prompt`.
     """
     if _has(record, "question", "response_chosen", "response_rejected"):
         prompt = _question(record, "question", where)
         chosen, rejected = _answer(record["response_chosen"], where), _answer(record["response_rejected"], where)
-    elif _has(record, "prompt", "chosen", "rejected"):
-        prompt = _question(record, "prompt", where)
-        chosen, rejected = _answer(record["chosen"], where), _answer(record["rejected"], where)
-    elif (
-        _has(record, "chosen", "rejected")
-        and isinstance(record["chosen"], list)
-        and isinstance(record["rejected"], list)
-    ):
+    elif _has(record, "chosen", "rejected") and all(_is_conversation(record[side]) for side in ("chosen", "rejected")):
         good, bad = _messages(record["chosen"], where), _messages(record["rejected"], where)
         if good[:-1] != bad[:-1]:
             raise UserError(f"{where}: `chosen` and `rejected` must be the same conversation up to the last turn")
         prompt, chosen, rejected = good[:-1], _answer(good[-1:], where), _answer(bad[-1:], where)
+    elif _has(record, "prompt", "chosen", "rejected"):
+        prompt = _question(record, "prompt", where)
+        chosen, rejected = _answer(record["chosen"], where), _answer(record["rejected"], where)
     else:
         raise _wrong_shape(record, where, "question/response_chosen/response_rejected or prompt/chosen/rejected")
     _check_turns(prompt, where, "user")
     if not (all(m["content"] for m in prompt) and chosen and rejected):
         return None
-    if chosen == rejected:
-        raise UserError(f"{where}: chosen and rejected are the same text: {chosen[:40]!r}")
-    return prompt, chosen, rejected
+    return None if chosen == rejected else (prompt, chosen, rejected)
 
 
 def read_all(sources: Iterable[str | Path], read_one: Callable, limit: int | None = None) -> list:
@@ -270,10 +270,17 @@ def read_all(sources: Iterable[str | Path], read_one: Callable, limit: int | Non
         else:
             blank.append(where)
     if blank:
-        print(f"空白记录已跳过/blank records left out: {len(blank)} (the first: {blank[0]})")
+        print(f"空白或两答相同的记录已跳过/left out, blank or of equal answers: {len(blank)} (the first: {blank[0]})")
     if not kept:
         raise UserError(f"没有可用的数据/no usable record in {', '.join(map(str, sources))}")
     return kept
+
+
+def _group(record: str | list | tuple) -> str:
+    """What must not stand on both sides of a split: a document, a pair's prompt, a conversation's first question."""
+    if isinstance(record, list):
+        return next(message["content"] for message in record if message["role"] == "user")
+    return str(record[0]) if isinstance(record, tuple) else record
 
 
 def read_split(
@@ -292,7 +299,7 @@ def read_split(
     records = read_all(data or [bundled[0]], read_one, limit)
     if eval_data or not data:
         return records, read_all(eval_data or [bundled[1]], read_one)
-    groups = [str(record if isinstance(record, str) else record[0]) for record in records]
+    groups = [_group(record) for record in records]
     distinct = sorted(set(groups))
     if len(distinct) < 2:
         raise UserError(

@@ -3,7 +3,7 @@
 import math
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,10 +13,11 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from med_model.data import Message
 from med_model.generate import generate_answers, prompt_room
 from med_model.loss import token_log_probs
-from med_model.prompt import END_OF_TEXT, IGNORE, encode_answer, encode_prompt, encode_text, fit_prompt
+from med_model.prompt import END_OF_TEXT, IGNORE, IM_END, encode_text, fit_answer, fit_prompt, fit_text
 
 WINDOW_OVERLAP = 0.5  # of a window is context already scored by the window before
 BATCH_TOKENS = 4096
+PROMPT_SHARE = 0.5  # of a pair's length at most; the rest is the answers'
 
 
 class AnsweredQuestion(NamedTuple):
@@ -38,19 +39,32 @@ class Pair(NamedTuple):
     rejected_ids: list[int]
 
 
-def base_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
-    """How a question is put to a base model, which knows no turns: `问：…答：`."""
-    return encode_text(tokenizer, f"问：{messages[-1]['content']}\n答：")
+def question_ids(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], max_tokens: int, chat: bool
+) -> list[int]:
+    """How turns are put to a model: as a chat; to a base model, which knows none, the last one as `问：…答：`."""
+    if chat:
+        return fit_prompt(tokenizer, messages, max_tokens)[0]
+    return fit_text(tokenizer, f"问：{messages[-1]['content']}\n答：", max_tokens)[0]
 
 
-def base_answer(tokenizer: PreTrainedTokenizerBase, answer: str) -> list[int]:
-    """An answer and the stop of a base model, `<|endoftext|>`."""
-    return encode_text(tokenizer, answer) + [tokenizer.convert_tokens_to_ids(END_OF_TEXT)]
+def encode_pairs(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[tuple], max_length: int, chat: bool = True
+) -> tuple[list[Pair], int]:
+    """(the pairs as ids within max_length, how many texts had to be cut); pairs that become equal are left out.
 
-
-def renderers(chat: bool) -> tuple[Callable, Callable]:
-    """(encoder of a prompt, encoder of an answer) for a model that knows turns, or for a base model."""
-    return (encode_prompt, encode_answer) if chat else (base_prompt, base_answer)
+    A prompt takes PROMPT_SHARE of max_length at most. An answer ends with the model's stop, also where it was cut.
+    """
+    stop = IM_END if chat else END_OF_TEXT
+    pairs, cut = [], 0
+    for messages, *answers in rows:
+        prompt_ids = question_ids(tokenizer, messages, int(max_length * PROMPT_SHARE), chat)
+        fitted = [fit_answer(tokenizer, answer, max_length - len(prompt_ids)) for answer in answers]
+        cut += sum(answer_cut for _, answer_cut in fitted)
+        chosen, rejected = ([*ids[:-1], tokenizer.convert_tokens_to_ids(stop)] for ids, _ in fitted)
+        if chosen != rejected:
+            pairs.append(Pair(prompt_ids, chosen, rejected))
+    return pairs, cut
 
 
 @torch.inference_mode()
@@ -71,7 +85,7 @@ def score(model: PreTrainedModel, rows: Sequence[tuple[list[int], list[int]]]) -
         hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1]
         log_probs = torch.zeros(mask.shape, device=model.device)
         log_probs[mask] = token_log_probs(hidden[mask], model.get_output_embeddings().weight, targets[mask])[0]
-        for i, total, count in zip(batch, log_probs.double().sum(1).tolist(), mask.sum(1).tolist(), strict=True):
+        for i, total, count in zip(batch, log_probs.cpu().double().sum(1).tolist(), mask.sum(1).tolist(), strict=True):
             results[i] = (total, count)
     return results
 
@@ -127,24 +141,21 @@ def repeated_share(text: str, size: int = 4) -> float:
 def answer_questions(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[tuple[str, list[str]]],
+    questions: Sequence[tuple[list[Message], list[str]]],
     settings: GenerationConfig,
     chat: bool,
 ) -> tuple[list[AnsweredQuestion], float]:
-    """(each (question, key facts) answered, seconds for all of them)."""
-    encode, _ = renderers(chat)
+    """(each (turns up to the question, key facts) answered, seconds for all of them)."""
     room = prompt_room(model, settings)
-    prompts = []
-    for question, _ in questions:
-        messages = [{"role": "user", "content": question}]
-        prompts.append(fit_prompt(tokenizer, messages, room)[0] if chat else encode(tokenizer, messages)[-room:])
+    prompts = [question_ids(tokenizer, messages, room, chat) for messages, _ in questions]
     start = time.time()
     answers = generate_answers(model, tokenizer, prompts, settings)
     seconds = time.time() - start
     results = []
-    for (question, facts), (answer, stopped) in zip(questions, answers, strict=True):
+    for (messages, facts), (answer, stopped) in zip(questions, answers, strict=True):
         found = sum(_squeezed(fact) in _squeezed(answer) for fact in facts)
-        results.append(AnsweredQuestion(question, answer.strip(), stopped, repeated_share(answer), found, len(facts)))
+        question, answer = messages[-1]["content"], answer.strip()
+        results.append(AnsweredQuestion(question, answer, stopped, repeated_share(answer), found, len(facts)))
     return results, seconds
 
 
@@ -153,7 +164,9 @@ def _squeezed(text: str) -> str:
 
 
 def answer_measures(answered: Sequence[AnsweredQuestion]) -> dict[str, float]:
-    """Means over the answers; key facts only over the questions that have any."""
+    """Means over the answers, empty for none; key facts only over the questions that have any."""
+    if not answered:
+        return {}
     count = len(answered)
     measures = {
         "questions": count,

@@ -20,7 +20,6 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):  # musl has no mallopt
         return False
-    return all(
-        mallopt(option, value)
-        for option, value in ((M_MMAP_THRESHOLD, LARGEST), (M_TRIM_THRESHOLD, LARGEST), (M_TOP_PAD, 64 * 2**20))
-    )
+    options = ((M_MMAP_THRESHOLD, LARGEST), (M_TRIM_THRESHOLD, LARGEST), (M_TOP_PAD, 64 * 2**20))
+    accepted = [mallopt(option, value) for option, value in options]  # each on its own: an old glibc refuses the first
+    return all(accepted)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from transformers import (
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    TrainingArguments,
 )
 
 from med_model import paths
@@ -32,9 +34,10 @@ def pick_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def use_bf16() -> bool:
-    """bfloat16 where a GPU computes in it; fp32 elsewhere (16 times slower in bf16 on a CPU without AMX)."""
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+def use_bf16(training: TrainingArguments) -> bool:
+    """bfloat16 on a GPU that computes in it; fp32 elsewhere (bfloat16 is 16 times slower on a CPU without AMX)."""
+    on_gpu = torch.cuda.is_available() and not training.use_cpu
+    return on_gpu and not training.fp16 and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _made_by(directory: Path) -> str:
@@ -76,7 +79,7 @@ def load_model(directory: str | Path) -> tuple[PreTrainedModel, PreTrainedTokeni
     return model.eval(), tokenizer
 
 
-def sampling_defaults(tokenizer: PreTrainedTokenizerBase, stops: list[str]) -> GenerationConfig:
+def sampling_defaults(tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]) -> GenerationConfig:
     """The generation_config.json of a published model: what chats and servers sample with."""
     return GenerationConfig(
         do_sample=True,
@@ -86,9 +89,32 @@ def sampling_defaults(tokenizer: PreTrainedTokenizerBase, stops: list[str]) -> G
         repetition_penalty=1.1,  # enough to break loops, too little to forbid the topic's own name
         max_new_tokens=200,
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=[tokenizer.convert_tokens_to_ids(stop) for stop in stops],
+        eos_token_id=tokenizer.convert_tokens_to_ids(list(stops)),
         pad_token_id=tokenizer.pad_token_id,
     )
+
+
+def greedy(tokenizer: PreTrainedTokenizerBase, stops: Sequence[str], max_new_tokens: int) -> GenerationConfig:
+    """The settings that measures are taken with: the likeliest token each time, nothing discouraged."""
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        eos_token_id=tokenizer.convert_tokens_to_ids(list(stops)),
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def check_replaceable(directory: str | Path, overwrite: bool, marker: str) -> None:
+    """UserError where `directory` exists without --overwrite, or holds no `marker`, so that it is something else."""
+    directory = Path(directory)
+    if directory.exists() and not overwrite:
+        raise UserError(
+            f"已存在/{paths.shown(directory)}/ exists: --overwrite replaces it (with --resume: give both), "
+            "--output_model DIR writes elsewhere"
+        )
+    if directory.exists() and not (directory / marker).is_file():
+        raise UserError(
+            f"{paths.shown(directory)} holds no {marker}, --overwrite leaves it alone: choose another --output_model"
+        )
 
 
 def replace_directory(partial: Path, directory: Path) -> None:
@@ -107,7 +133,7 @@ def publish(
     directory: str | Path,
     *,
     title: str,
-    stops: list[str],
+    stops: Sequence[str],
     metrics: dict,
     log_history: list[dict],
 ) -> None:

@@ -13,6 +13,7 @@ from med_model.command import UserError
 from med_model.data import Message
 
 PAD, END_OF_TEXT, IM_START, IM_END = "<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+CHAT_STOPS, BASE_STOPS = (IM_END, END_OF_TEXT), (END_OF_TEXT,)
 IGNORE = -100  # the label of a position without loss, as in torch.nn.functional.cross_entropy
 
 # {% generation %} marks what the loss is taken on, for libraries that read it; it closes after <|im_end|>, so that
@@ -84,6 +85,15 @@ def fit_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[Message], max_
             excess = len(ids) - max_tokens
             messages = [{"role": "user", "content": text[max(1, min(excess, len(text) // 8)) :]}]
     return ids, shortened
+
+
+def fit_text(tokenizer: PreTrainedTokenizerBase, text: str, max_tokens: int) -> tuple[list[int], bool]:
+    """(ids of a text for a base model to continue, whether it was cut): it begins as every training document does.
+
+    Too long, it keeps its end.
+    """
+    ids = encode_text(tokenizer, text)
+    return [tokenizer.convert_tokens_to_ids(END_OF_TEXT), *ids][-max_tokens:], len(ids) >= max_tokens
 
 
 def fit_answer(tokenizer: PreTrainedTokenizerBase, answer: str, max_tokens: int) -> tuple[list[int], bool]:

@@ -1,8 +1,10 @@
 """What the three training scripts do alike: their shared options, resuming, progress, and publishing the result."""
 
+import os
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from transformers import (
 
 from med_model import paths
 from med_model.command import UserError
-from med_model.model import publish
+from med_model.model import check_replaceable, publish
 
 CHECKPOINT_FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 
@@ -54,12 +56,12 @@ class StageArguments:
     )
 
 
-def newest_checkpoint(output_dir: str | Path) -> Path | None:
+def newest_checkpoint(output_dir: str | Path, processes: int = 1) -> Path | None:
     """The complete checkpoint with the highest step; one that was cut off while being written is passed over."""
     found = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
     for checkpoint in sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
         whole = all((checkpoint / name).is_file() and (checkpoint / name).stat().st_size for name in CHECKPOINT_FILES)
-        if whole and list(checkpoint.glob("rng_state*.pth")):
+        if whole and len(list(checkpoint.glob("rng_state*.pth"))) >= processes:
             return checkpoint
         print(f"检查点不完整，跳过/incomplete checkpoint passed over: {paths.shown(checkpoint)}")
     return None
@@ -67,18 +69,17 @@ def newest_checkpoint(output_dir: str | Path) -> Path | None:
 
 def check_output(stage: StageArguments, training: TrainingArguments) -> str | None:
     """The checkpoint to resume from, or None; UserError where something would be overwritten unasked."""
-    output = Path(stage.output_model)
-    if output.exists() and not stage.overwrite:
+    check_replaceable(stage.output_model, stage.overwrite, marker="config.json")
+    if training.n_gpu > 1:
         raise UserError(
-            f"已有模型/{paths.shown(output)}/ exists: --overwrite replaces it, --output_model DIR writes elsewhere"
+            f"{training.n_gpu} 块 GPU/GPUs in one process: run torchrun --nproc_per_node {training.n_gpu} SCRIPT, "
+            "or show it one with CUDA_VISIBLE_DEVICES=0"
         )
-    if output.exists() and not (output / "config.json").is_file():
-        raise UserError(
-            f"{paths.shown(output)} is no model directory, --overwrite leaves it alone: choose another --output_model"
-        )
+    if int(os.environ.get("WORLD_SIZE", "1")) > training.world_size:
+        raise UserError("torchrun 没有 GPU/torchrun without a GPU would run apart: add --use_cpu True")
     old = list(Path(training.output_dir).glob("checkpoint-*"))
     if stage.resume:
-        checkpoint = newest_checkpoint(training.output_dir)
+        checkpoint = newest_checkpoint(training.output_dir, training.world_size)
         if checkpoint is None:
             raise UserError(
                 f"没有完整的检查点/no complete checkpoint in {paths.shown(training.output_dir)}/: run without --resume"
@@ -93,36 +94,39 @@ def check_output(stage: StageArguments, training: TrainingArguments) -> str | No
 
 
 class ProgressLine(TrainerCallback):
-    """A bar with loss, held-out loss and real tokens per second; where the output is no terminal, a line a log."""
+    """A bar with loss, held-out loss and real tokens per second of training; no terminal: a line for each log."""
+
+    NAMES = {
+        "loss": "损失/loss",
+        "eval_loss": "验证/held-out",
+        "rewards/accuracies": "偏好/acc",
+        "rewards/margins": "间隔/margin",
+    }
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.bar = tqdm(
-            total=state.max_steps,
-            initial=state.global_step,
-            disable=args.disable_tqdm or not sys.stderr.isatty(),
-            dynamic_ncols=True,
-        )
+        hidden = args.disable_tqdm or not sys.stderr.isatty()
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, disable=hidden, dynamic_ncols=True)
         self.shown: dict[str, str] = {}
-        self.start, self.start_step, self.start_tokens = time.time(), state.global_step, state.num_input_tokens_seen
+        self.begin, self.begin_step, self.begin_tokens = time.time(), state.global_step, state.num_input_tokens_seen
+        self.step_seconds = 0.0  # without evaluation and saving
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.step_begin = time.time()
 
     def on_step_end(self, args, state, control, **kwargs):
+        self.step_seconds += time.time() - self.step_begin
         self.bar.update(state.global_step - self.bar.n)
 
     def on_log(self, args, state, control, logs, **kwargs):
         if not state.is_world_process_zero or "train_loss" in logs:  # the summary at the end
             return
-        names = {
-            "loss": "损失/loss",
-            "eval_loss": "验证/held-out",
-            "rewards/accuracies": "偏好/acc",
-            "rewards/margins": "间隔/margin",
-        }
-        self.shown |= {text: f"{logs[key]:.3f}" for key, text in names.items() if key in logs}
-        elapsed = time.time() - self.start
-        self.shown["词元每秒/tok/s"] = f"{(state.num_input_tokens_seen - self.start_tokens) / elapsed:,.0f}"
+        self.shown |= {name: f"{logs[key]:.3f}" for key, name in self.NAMES.items() if key in logs}
+        tokens = state.num_input_tokens_seen - self.begin_tokens
+        self.shown["词元每秒/tok/s"] = f"{tokens / max(self.step_seconds, 1e-9):,.0f}"
         self.bar.set_postfix(self.shown)
         if self.bar.disable:
-            left = elapsed / max(1, state.global_step - self.start_step) * (state.max_steps - state.global_step)
+            each = (time.time() - self.begin) / max(1, state.global_step - self.begin_step)
+            left = each * (state.max_steps - state.global_step)
             figures = "  ".join(f"{name} {value}" for name, value in self.shown.items())
             print(f"[{state.global_step}/{state.max_steps}] {figures}  剩余/left {left / 60:.1f} min", flush=True)
 
@@ -149,7 +153,7 @@ def finish(
     stage: StageArguments,
     *,
     title: str,
-    stops: list[str],
+    stops: Sequence[str],
     metrics: dict,
 ) -> None:
     """Publishes the trained model with its metrics, from one process only."""
@@ -157,15 +161,18 @@ def finish(
         return
     for name, value in metrics.items():
         print(f"  {name}: {value:,.4g}" if isinstance(value, float) else f"  {name}: {value}")
-    settings = {**asdict(stage), "learning_rate": trainer.args.learning_rate, "steps": trainer.state.global_step}
-    settings |= {
-        "batch": trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps,
-        "seed": trainer.args.seed,
-    }
-    settings |= {
-        "schedule": str(trainer.args.lr_scheduler_type),
-        "device": str(trainer.args.device),
-        "bf16": trainer.args.bf16,
+    args = trainer.args
+    directories = {name: paths.shown(getattr(stage, name)) for name in ("input_model", "output_model")}
+    settings = {
+        **asdict(stage),
+        **directories,
+        "learning_rate": args.learning_rate,
+        "schedule": args.lr_scheduler_type.value,
+        "batch": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "steps": trainer.state.global_step,
+        "seed": args.seed,
+        "device": str(args.device),
+        "bf16": args.bf16,
     }
     publish(
         trainer.model,

@@ -5,6 +5,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from med_model.chat import Chat, sampling_settings
+from med_model.command import UserError
 from med_model.model import load_model, publish
 from med_model.prompt import END_OF_TEXT, IGNORE, IM_END, IM_START, encode_text, training_example
 
@@ -42,7 +43,7 @@ def published(tmp_path_factory, tokenizer):
 def make_chat(published):
     def make(seed=None, turns=True, **options):
         model, tokenizer = load_model(published)
-        settings = sampling_settings(model, argparse.Namespace(**OPTIONS | options))
+        settings = sampling_settings(model, tokenizer, argparse.Namespace(**OPTIONS | options), turns)
         return Chat(model, tokenizer, settings, seed, turns)
 
     return make
@@ -126,12 +127,32 @@ def test_a_single_question_that_is_too_long_keeps_its_end(make_chat):
 
 def test_a_text_to_continue_is_not_wrapped_in_turns_and_keeps_its_end(make_chat):
     chat = make_chat(turns=False)
-    assert chat.prompt_ids("高血压是指") == encode_text(chat.tokenizer, "高血压是指")
+    start = chat.tokenizer.convert_tokens_to_ids(END_OF_TEXT)  # as every training document begins
+    assert chat.prompt_ids("高血压是指") == [start, *encode_text(chat.tokenizer, "高血压是指")]
+    assert chat.prompt_ids("") == [start]
     long = encode_text(chat.tokenizer, "患者如果突然胸痛、出冷汗，" * 100)
     assert chat.prompt_ids("患者如果突然胸痛、出冷汗，" * 100) == long[-(POSITIONS - 20) :]
     assert "".join(chat.say("高血压是指")) == "".join(chat.say("高血压是指")), (
         "what was continued before does not count"
     )
+
+
+@pytest.mark.parametrize("option", [{"top_p": 0}, {"top_k": -1}, {"temperature": -0.5}, {"repetition_penalty": 0}])
+def test_a_sampling_option_out_of_range_is_named(make_chat, option):
+    with pytest.raises(UserError, match=next(iter(option))):
+        make_chat(**option)
+
+
+def test_an_answer_longer_than_the_model_is_refused(make_chat):
+    with pytest.raises(UserError, match="max_new_tokens"):
+        make_chat(max_new_tokens=POSITIONS).prompt_ids("高血压")
+
+
+def test_a_checkpoint_without_settings_of_its_own_stops_as_its_published_model_will(model_directory):
+    model, tokenizer = load_model(model_directory)
+    assert model.generation_config.max_new_tokens is None
+    settings = sampling_settings(model, tokenizer, argparse.Namespace(**OPTIONS | {"max_new_tokens": None}), True)
+    assert settings.max_new_tokens and tokenizer.convert_tokens_to_ids(IM_END) in settings.eos_token_id
 
 
 def test_options_of_the_command_line_stand_above_the_models_own_settings(make_chat):

@@ -9,7 +9,16 @@ import pyarrow.parquet
 import pytest
 
 from med_model.command import UserError
-from med_model.data import conversation_of, document_of, find_files, preference_of, read_all, read_records, texts_of
+from med_model.data import (
+    conversation_of,
+    document_of,
+    find_files,
+    preference_of,
+    read_all,
+    read_records,
+    read_split,
+    texts_of,
+)
 
 ROWS = [{"text": "高血压要少盐。", "topic": "高血压"}, {"text": "发烧多喝水。\n注意休息。", "topic": "发热"}]
 QUESTION, ANSWER, WORSE = "高血压要少吃盐吗？", "要，每天不超过5克。", "随便吃。"
@@ -341,10 +350,36 @@ def test_a_preference_with_a_blank_part_is_blank(place):
     assert preference_of("f, row 1", dict(zip(("prompt", "chosen", "rejected"), parts, strict=True))) is None
 
 
+def test_a_preference_between_equal_answers_is_left_out():
+    assert preference_of("f, row 1", {"prompt": QUESTION, "chosen": ANSWER, "rejected": f" {ANSWER}"}) is None
+
+
+def test_a_prompt_beside_whole_conversations_is_read_too():
+    whole = {"prompt": QUESTION, "chosen": ROUND, "rejected": [ROUND[0], {"role": "assistant", "content": WORSE}]}
+    assert preference_of("f, row 1", whole) == (ROUND[:1], ROUND[1]["content"], WORSE)
+
+
+def test_two_answers_to_one_question_never_stand_on_both_sides(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    turns = [
+        {"role": "system", "content": "你是助手"},
+        {"role": "user", "content": ""},
+        {"role": "assistant", "content": ""},
+    ]
+    rows = []
+    for number in range(40):
+        turns[1]["content"], turns[2]["content"] = f"问{number // 4}", f"答{number}"
+        rows.append(json.dumps({"messages": turns}, ensure_ascii=False))
+    file.write_text("\n".join(rows), encoding="utf-8")
+    kept, heldout = read_split([file], None, (file, file), conversation_of, None, seed=1)
+    asked = [{row[1]["content"] for row in side} for side in (kept, heldout)]
+    assert len(asked[0]) == 9 and len(asked[1]) == 1 and not asked[0] & asked[1]
+    assert len(kept) + len(heldout) == 40
+
+
 @pytest.mark.parametrize(
     "record, told",
     [
-        ({"prompt": QUESTION, "chosen": ANSWER, "rejected": f" {ANSWER}"}, "same text"),
         ({"prompt": ROUND, "chosen": ANSWER, "rejected": WORSE}, "end with user"),
         ({"prompt": QUESTION, "chosen": ROUND, "rejected": WORSE}, "one assistant turn"),
         ({"prompt": QUESTION, "chosen": [], "rejected": WORSE}, "one assistant turn"),
@@ -352,7 +387,7 @@ def test_a_preference_with_a_blank_part_is_blank(place):
         ({"chosen": ROUND, "rejected": [{"role": "user", "content": "别的？"}, ROUND[1]]}, "same conversation"),
     ],
 )
-def test_a_preference_that_cannot_teach_is_refused_by_place(record, told):
+def test_a_preference_that_cannot_be_read_is_refused_by_place(record, told):
     with pytest.raises(UserError, match=f"f, row 7.*{told}"):
         preference_of("f, row 7", record)
 

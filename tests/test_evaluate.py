@@ -139,7 +139,8 @@ def test_a_key_fact_is_found_in_the_answer_whatever_the_spaces(model, tokenizer)
     squeezed = "".join(said.split())
     fact = f"{squeezed[2:4]} {squeezed[4:6]}"
     assert fact not in said
-    questions = [("高血压怎么办？", [fact, "没有说过的话"]), ("糖尿病怎么办？", [])]
+    facts = {"高血压怎么办？": [fact, "没有说过的话"], "糖尿病怎么办？": []}
+    questions = [([{"role": "user", "content": text}], of_text) for text, of_text in facts.items()]
     answered, seconds = answer_questions(model, tokenizer, questions, settings, chat=True)
     assert [(a.question, a.key_facts_found, a.key_facts) for a in answered] == [
         ("高血压怎么办？", 1, 2),

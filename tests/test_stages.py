@@ -1,7 +1,10 @@
 """The scripts as users run them: by subprocess, on a small part of the bundled data, into temporary folders."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -200,9 +203,24 @@ def test_a_missing_stage_before_names_the_command_that_makes_it(run, tmp_path):
     assert "no model in" in run(DPO, "--input_model", tmp_path / "no_model", *output, code=2)
 
 
+def test_nothing_is_reported_even_where_trl_is_imported_first():
+    code = "import trl, med_model; from huggingface_hub import constants as c; print(c.HF_HUB_DISABLE_TELEMETRY)"
+    online = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    done = subprocess.run([sys.executable, "-c", code], env=online, capture_output=True, text=True)
+    assert done.stdout.strip() == "True", done.stderr
+
+
+def test_a_directory_that_is_something_else_is_never_replaced(run, tmp_path):
+    texts = tmp_path / "my_texts"
+    texts.mkdir()
+    (texts / "a.txt").write_text("我的文章", encoding="utf-8")
+    assert "tokenizer.json" in run(TOKENIZER, "--overwrite", "--output_model", texts, code=2)
+    assert (texts / "a.txt").exists()
+
+
 def test_options_come_from_a_yaml_file_and_the_command_line_wins(chain, run, tmp_path):
     config = tmp_path / "run.yaml"
-    lines = [f"data: ['{chain.text.as_posix()}']", "vocab_size: 400", f"output_model: '{(tmp_path / 'a').as_posix()}'"]
+    lines = [f"data: '{chain.text.as_posix()}'", "vocab_size: 400", f"output_model: '{(tmp_path / 'a').as_posix()}'"]
     config.write_text("\n".join(lines), encoding="utf-8")
     run(TOKENIZER, "--config", config)
     run(TOKENIZER, "--config", config, "--vocab_size", 500, "--output_model", tmp_path / "b")

@@ -23,13 +23,11 @@ from trl import DPOConfig, DPOTrainer
 from med_model import paths
 from med_model.command import UserError, parse, run
 from med_model.data import preference_of, read_split
-from med_model.evaluate import Pair, preference_measures, preference_scores
+from med_model.evaluate import Pair, encode_pairs, preference_measures, preference_scores
 from med_model.loss import use_chunked_head
 from med_model.model import load_model, load_tokenizer, use_bf16
-from med_model.prompt import END_OF_TEXT, IM_END, fit_answer, fit_prompt
+from med_model.prompt import CHAT_STOPS
 from med_model.training import StageArguments, check_output, finish, train
-
-PROMPT_SHARE = 0.5  # of max_length at most; the rest is the answers'
 
 
 @dataclass
@@ -64,7 +62,7 @@ class DPOArguments(DPOConfig):
     dataloader_pin_memory: bool = torch.cuda.is_available()
 
     def __post_init__(self):
-        self.bf16 = use_bf16() if self.bf16 is None else self.bf16
+        self.bf16 = use_bf16(self) if self.bf16 is None else self.bf16
         super().__post_init__()
 
 
@@ -79,34 +77,26 @@ class ReadyDPOTrainer(DPOTrainer):
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, rows: list, max_length: int, name: str) -> list[Pair]:
-    """The pairs as ids; says how many prompts and answers had to be shortened."""
-    pairs, prompts_cut, answers_cut = [], 0, 0
-    for prompt, chosen, rejected in rows:
-        prompt_ids, prompt_cut = fit_prompt(tokenizer, prompt, int(max_length * PROMPT_SHARE))
-        (chosen_ids, chosen_cut), (rejected_ids, rejected_cut) = (
-            fit_answer(tokenizer, answer, max_length - len(prompt_ids)) for answer in (chosen, rejected)
-        )
-        prompts_cut += prompt_cut
-        answers_cut += chosen_cut + rejected_cut
-        if chosen_ids != rejected_ids:
-            pairs.append(Pair(prompt_ids, chosen_ids, rejected_ids))
+    """The pairs as ids; says how many answers had to be cut, and how many pairs that left out."""
+    pairs, cut = encode_pairs(tokenizer, rows, max_length)
+    if not pairs:
+        raise UserError(f"{name}: 截断后没有一对不同/no pair differs within --max_length {max_length}")
     print(f"{name}: {len(pairs):,} 对/pairs, {sum(len(p) + len(c) + len(r) for p, c, r in pairs):,} 词元/tokens")
-    if prompts_cut or answers_cut:
-        print(
-            f"  太长而截断/too long and cut: {prompts_cut:,} 问题/prompts from the front, "
-            f"{answers_cut:,} 答案/answers at a sentence end"
-        )
+    if cut:
+        print(f"  {cut:,} 个答案太长，从句末截断并保留停止符/answers too long: cut at a sentence end, the stop kept")
     if same := len(rows) - len(pairs):
         print(f"  {same:,} 对截断后相同，已舍去/left out: the same once cut")
     return pairs
 
 
-def reference_scores(model: PreTrainedModel, pairs: list[Pair], folder: Path) -> list[tuple[float, float]]:
+def reference_scores(model: PreTrainedModel, pairs: list[Pair], training: DPOConfig) -> list[tuple[float, float]]:
     """(chosen, rejected) summed log-probabilities under the reference; from an earlier run's cache if it has them.
 
-    The file's name is a hash of the weights and of the ids, so that it can never belong to something else.
+    Computed in the precision of the training, so that policy and reference begin equal. The file's name is a hash of
+    the weights, the ids and the precision: it can never belong to something else.
     """
-    digest = hashlib.sha256(repr(pairs).encode())
+    folder = Path(training.output_dir)
+    digest = hashlib.sha256(repr((pairs, training.bf16)).encode())
     for name, weights in sorted(model.state_dict().items()):
         digest.update(name.encode() + weights.cpu().numpy().tobytes())
     file = folder / f"reference_{digest.hexdigest()[:16]}.safetensors"
@@ -114,7 +104,8 @@ def reference_scores(model: PreTrainedModel, pairs: list[Pair], folder: Path) ->
         print(f"参考模型的对数概率取自缓存/reference log-probabilities from the cache: {paths.shown(file)}")
         return list(map(tuple, load_file(file)["log_probs"].tolist()))
     start = time.time()
-    scores = [(chosen, rejected) for chosen, rejected, _, _ in preference_scores(model, pairs)]
+    with torch.autocast(training.device.type, torch.bfloat16, enabled=training.bf16):
+        scores = [(chosen, rejected) for chosen, rejected, _, _ in preference_scores(model, pairs)]
     folder.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(f".{os.getpid()}.partial")
     save_file({"log_probs": torch.tensor(scores, dtype=torch.float64)}, partial)
@@ -151,7 +142,7 @@ def main() -> None:
     model, _ = load_model(stage.input_model)
     if training.max_length > model.config.n_positions:
         raise UserError(f"--max_length {training.max_length}: the model has {model.config.n_positions} positions")
-    reference = reference_scores(model, pairs + heldout, Path(training.output_dir))
+    reference = reference_scores(model.to(training.device), pairs + heldout, training)
     before = preference_measures(model, heldout)
     trainer = ReadyDPOTrainer(
         model=model,
@@ -170,7 +161,7 @@ def main() -> None:
         tokenizer,
         stage,
         title="Med_model: final model after DPO",
-        stops=[IM_END, END_OF_TEXT],
+        stops=CHAT_STOPS,
         metrics={
             "heldout_loss": after["eval_loss"],
             "heldout_reward_accuracy": after["eval_rewards/accuracies"],

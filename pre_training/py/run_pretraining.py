@@ -22,7 +22,7 @@ from med_model.evaluate import bits_per_byte
 from med_model.loss import use_chunked_head
 from med_model.model import load_tokenizer, use_bf16
 from med_model.optimizer import MUON_HELP, optimizers_for
-from med_model.prompt import END_OF_TEXT, encode_text
+from med_model.prompt import BASE_STOPS, END_OF_TEXT, encode_text
 from med_model.training import StageArguments, check_output, finish, train
 
 BLOCK_TOKENS = 512  # the model's positions
@@ -62,7 +62,7 @@ class PretrainingArguments(TrainingArguments):
     dropout: float = field(default=0.0, metadata={"help": "Dropout of the model; 0.1 may help small data seen often."})
 
     def __post_init__(self):
-        self.bf16 = use_bf16() if self.bf16 is None else self.bf16
+        self.bf16 = use_bf16(self) if self.bf16 is None else self.bf16
         super().__post_init__()
 
 
@@ -81,18 +81,15 @@ class PackedBlocks(Dataset):
                 np.array([*ids, end], dtype) for ids in encode_text(tokenizer, texts[start : start + ENCODE_BATCH])
             ]
         self.tokens = np.concatenate(parts)
-        if len(self.tokens) < BLOCK_TOKENS:
-            raise UserError(
-                f"文本太少/{len(texts)} documents give {len(self.tokens)} tokens, one block needs {BLOCK_TOKENS}: "
-                "give more --data"
-            )
-        self.starts = [*range(0, len(self.tokens) - BLOCK_TOKENS, BLOCK_TOKENS), len(self.tokens) - BLOCK_TOKENS]
+        self.length = min(BLOCK_TOKENS, len(self.tokens))  # a held-out part may be shorter than a block
+        last = len(self.tokens) - self.length
+        self.starts = [*range(0, last, self.length), last]
 
     def __len__(self) -> int:
         return len(self.starts)
 
     def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
-        block = torch.from_numpy(self.tokens[self.starts[i] : self.starts[i] + BLOCK_TOKENS].astype(np.int64))
+        block = torch.from_numpy(self.tokens[self.starts[i] : self.starts[i] + self.length].astype(np.int64))
         return {"input_ids": block, "labels": block}
 
 
@@ -146,6 +143,10 @@ def main() -> None:
         training.seed,
     )
     blocks, heldout_blocks = PackedBlocks(tokenizer, texts), PackedBlocks(tokenizer, heldout)
+    if len(blocks.tokens) < BLOCK_TOKENS:
+        raise UserError(
+            f"文本太少/{len(blocks.tokens)} tokens of text, one block needs {BLOCK_TOKENS}: give more --data"
+        )
     print(
         f"训练/training: {len(texts):,} 篇/documents, {len(blocks.tokens):,} 词元/tokens, "
         f"{len(blocks):,} 块/blocks of {BLOCK_TOKENS}"
@@ -172,7 +173,7 @@ def main() -> None:
         tokenizer,
         stage,
         title="Med_model: base model after pre-training",
-        stops=[END_OF_TEXT],
+        stops=BASE_STOPS,
         metrics={
             "heldout_bits_per_byte": bits_per_byte(model, tokenizer, heldout),
             "training_seconds": round(seconds, 1),

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerFast
 from med_model import paths
 from med_model.command import UserError, parse, run
 from med_model.data import find_files, read_records, texts_of
-from med_model.model import replace_directory
+from med_model.model import check_replaceable, replace_directory
 from med_model.prompt import CHAT_TEMPLATE, END_OF_TEXT, IM_END, IM_START, PAD
 
 # The pattern that llama.cpp knows as `deepseek-coder`: line ends; words; punctuation; runs of Han; single digits.
@@ -104,10 +104,9 @@ def peak_megabytes() -> float | None:
 def main() -> None:
     (args,) = parse(TokenizerArguments, description=__doc__)
     output = Path(args.output_model)
-    if output.exists() and not args.overwrite:
-        raise UserError(
-            f"已有分词器/{paths.shown(output)}/ exists: --overwrite replaces it, --output_model DIR writes elsewhere"
-        )
+    check_replaceable(output, args.overwrite, marker="tokenizer.json")
+    if (output / "config.json").exists():
+        raise UserError(f"{paths.shown(output)} is a model directory: choose another --output_model")
     specials = [PAD, END_OF_TEXT, IM_START, IM_END]
     if args.vocab_size < 256 + len(specials):
         raise UserError(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 from datasets import Dataset
-from transformers import GenerationConfig, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from med_model import paths
@@ -20,9 +20,9 @@ from med_model.command import UserError, parse, run
 from med_model.data import Message, conversation_of, read_split
 from med_model.evaluate import answer_measures, answer_questions
 from med_model.loss import use_chunked_head
-from med_model.model import load_model, load_tokenizer, use_bf16
+from med_model.model import greedy, load_model, load_tokenizer, use_bf16
 from med_model.optimizer import MUON_HELP, optimizers_for
-from med_model.prompt import END_OF_TEXT, IM_END, Example, training_example
+from med_model.prompt import CHAT_STOPS, IGNORE, Example, training_example
 from med_model.training import StageArguments, check_output, finish, train
 
 MEASURED_QUESTIONS = 100  # answered at the end, to see whether the model stops and repeats itself
@@ -61,7 +61,7 @@ class SFTArguments(SFTConfig):
     muon: bool = field(default=True, metadata={"help": MUON_HELP})
 
     def __post_init__(self):
-        self.bf16 = use_bf16() if self.bf16 is None else self.bf16
+        self.bf16 = use_bf16(self) if self.bf16 is None else self.bf16
         super().__post_init__()
 
 
@@ -72,7 +72,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, rows: list[list[Message]], max_le
     if not kept:
         raise UserError(f"{name}: 没有一条放得下/no row leaves room for an answer in --max_length {max_length}")
     print(f"{name}: {len(kept):,} 条/rows, {sum(len(e.input_ids) for e in kept):,} 词元/tokens, ", end="")
-    print(f"其中答案/of them answers {sum(label != -100 for e in kept for label in e.labels):,}")
+    print(f"其中答案/of them answers {sum(label != IGNORE for e in kept for label in e.labels):,}")
     if shortened := sum(example.shortened for example in kept):
         print(
             f"  {shortened:,} 条太长 ({shortened / len(kept):.1%})，从句末截断并保留停止符/"
@@ -86,6 +86,11 @@ def encode(tokenizer: PreTrainedTokenizerBase, rows: list[list[Message]], max_le
 def main() -> None:
     stage, training = parse(DataArguments, SFTArguments, description=__doc__)
     checkpoint = check_output(stage, training)
+    for option in ("packing", "padding_free", "assistant_only_loss"):
+        if getattr(training, option):
+            raise UserError(
+                f"--{option}: 本脚本自行渲染并标注/the rows are rendered and labelled here already; leave it out"
+            )
     rows, heldout = read_split(
         stage.data,
         stage.eval_data,
@@ -115,19 +120,14 @@ def main() -> None:
     seconds = train(trainer, stage, checkpoint)
 
     model.eval()
-    questions = [(row[0]["content"], []) for row in heldout if len(row) == 2 and row[0]["role"] == "user"]
-    greedy = GenerationConfig(
-        max_new_tokens=200,
-        eos_token_id=tokenizer.convert_tokens_to_ids([IM_END, END_OF_TEXT]),
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    answered, _ = answer_questions(model, tokenizer, questions[:MEASURED_QUESTIONS], greedy, chat=True)
+    questions = [(conversation[:-1], []) for conversation in heldout[:MEASURED_QUESTIONS]]
+    answered, _ = answer_questions(model, tokenizer, questions, greedy(tokenizer, CHAT_STOPS, 200), chat=True)
     finish(
         trainer,
         tokenizer,
         stage,
         title="Med_model: model after SFT",
-        stops=[IM_END, END_OF_TEXT],
+        stops=CHAT_STOPS,
         metrics={
             "heldout_loss": trainer.evaluate()["eval_loss"],
             **{f"greedy_{name}": value for name, value in answer_measures(answered).items()},
