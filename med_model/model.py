@@ -60,8 +60,8 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(directory: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model (float32, on the CPU, not training) and tokenizer of a directory.
+def load_model(directory: str | Path, dropout: float | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model (float32, on the CPU, not training) and tokenizer of a directory; `dropout` replaces the model's own.
 
     Raises UserError where it is missing, or its model and tokenizer disagree.
     """
@@ -69,7 +69,9 @@ def load_model(directory: str | Path) -> tuple[PreTrainedModel, PreTrainedTokeni
     if not (directory / "config.json").is_file():
         raise UserError(f"没有模型/no model in {paths.shown(directory)}/: run {_made_by(directory)} first")
     tokenizer = load_tokenizer(directory)
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    names = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
+    dropouts = {} if dropout is None else dict.fromkeys(names, dropout)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, **dropouts)
     if len(tokenizer) != model.config.vocab_size:
         raise UserError(
             f"词表不一致/{paths.shown(directory)}/: the tokenizer has {len(tokenizer):,} tokens, the model "

@@ -399,7 +399,7 @@ def test_blank_records_are_left_out_and_counted_aloud(tmp_path, capsys):
     as_jsonl(tmp_path / "a.jsonl", [{"text": "一"}, {"text": " "}, {"text": "二"}, {"text": None}])
     assert read_all([tmp_path], document_of) == ["一", "二"]
     printed = capsys.readouterr().out
-    assert "left out: 2" in printed
+    assert "of equal answers: 2" in printed
     assert "a.jsonl" in printed and "row 2" in printed
 
 

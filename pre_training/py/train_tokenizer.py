@@ -31,7 +31,9 @@ from med_model.prompt import CHAT_TEMPLATE, END_OF_TEXT, IM_END, IM_START, PAD
 SPLITS = (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}")
 # 8 hanzi. Uncapped, boilerplate sentences become tokens; capped at 4 hanzi a held-out text needs a sixth more tokens.
 MAX_TOKEN_BYTES = 24
-MIN_FREQUENCY = 4  # what stands in the corpus less often is not met often enough to be learnt
+# What stands in the corpus less often is not met often enough to be learnt. On three departments of the bundled data
+# unseen wordings found their answer in 76% at 12 (2,830 tokens), in 69% at 4 (6,275 tokens), all else equal.
+MIN_FREQUENCY = 12
 
 
 @dataclass

@@ -39,7 +39,8 @@ class SFTArguments(SFTConfig):
     """TRL's SFT arguments with the defaults of this stage."""
 
     output_dir: str | None = str(paths.SFT_CHECKPOINTS)
-    num_train_epochs: float = 8.0  # the answers are learnt by the second, which question wants which by the eighth
+    # The answers are learnt by the second pass; which question wants which of them takes the rest.
+    num_train_epochs: float = 12.0
     per_device_train_batch_size: int = 16  # rows
     per_device_eval_batch_size: int = 32
     learning_rate: float = 3e-3
@@ -59,6 +60,9 @@ class SFTArguments(SFTConfig):
     bf16: bool | None = None  # where the GPU has it
     dataloader_pin_memory: bool = torch.cuda.is_available()
     muon: bool = field(default=True, metadata={"help": MUON_HELP})
+    dropout: float = field(
+        default=0.1, metadata={"help": "Dropout while training: with it more unseen wordings find their answer."}
+    )
 
     def __post_init__(self):
         self.bf16 = use_bf16(self) if self.bf16 is None else self.bf16
@@ -104,7 +108,7 @@ def main() -> None:
     eval_dataset = encode(tokenizer, heldout, training.max_length, "验证/held-out")
 
     set_seed(training.seed)
-    model, _ = load_model(stage.input_model)
+    model, _ = load_model(stage.input_model, training.dropout)
     if training.max_length > model.config.n_positions:
         raise UserError(f"--max_length {training.max_length}: the model has {model.config.n_positions} positions")
     training.dataset_kwargs = {"skip_prepare_dataset": True}  # the rows are rendered already, by med_model.prompt
