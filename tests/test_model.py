@@ -153,7 +153,7 @@ def test_the_error_for_a_missing_directory_names_it_and_the_command_that_makes_i
 
 def test_a_model_without_a_tokenizer_is_an_error_that_names_the_directory(model, tmp_path):
     model.save_pretrained(tmp_path / "model")
-    with pytest.raises(UserError, match=f"no tokenizer in {tmp_path / 'model'}/"):
+    with pytest.raises(UserError, match=f"no model or tokenizer in {tmp_path / 'model'}/"):
         load_model(tmp_path / "model")
 
 

@@ -200,7 +200,7 @@ def test_a_bad_row_is_named_before_any_model_is_loaded(run, tmp_path):
 
 def test_a_missing_stage_before_names_the_command_that_makes_it(run, tmp_path):
     output = ["--output_model", tmp_path / "out", "--output_dir", tmp_path / "c"]
-    assert "no model in" in run(DPO, "--input_model", tmp_path / "no_model", *output, code=2)
+    assert "no model or tokenizer in" in run(DPO, "--input_model", tmp_path / "no_model", *output, code=2)
 
 
 def test_nothing_is_reported_even_where_trl_is_imported_first():
