@@ -48,7 +48,9 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a directory; UserError where there is none or one that these scripts cannot use."""
     directory = Path(directory)
     if not (directory / "tokenizer.json").is_file():
-        raise UserError(f"没有模型或分词器/no model or tokenizer in {paths.shown(directory)}/: run {_made_by(directory)} first")
+        raise UserError(
+            f"没有模型或分词器/no model or tokenizer in {paths.shown(directory)}/: run {_made_by(directory)} first"
+        )
     tokenizer = AutoTokenizer.from_pretrained(directory)
     missing = [token for token in (PAD, END_OF_TEXT, IM_START, IM_END) if token not in tokenizer.get_vocab()]
     if missing or tokenizer.pad_token_id == tokenizer.eos_token_id or not tokenizer.chat_template:
