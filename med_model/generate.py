@@ -19,6 +19,8 @@ from transformers import (
 
 from med_model.command import UserError
 
+BROKEN = "\ufffd"  # what bytes that make no character decode to: a model may produce them, nobody can read them
+
 
 def _processors(settings: GenerationConfig) -> LogitsProcessorList:
     """The processors of `model.generate`, in its order."""
@@ -108,9 +110,9 @@ def stream_text(
         ids.append(int(chosen))
         if piece := decoder.step(tokenizer.backend_tokenizer, ids[-1]):
             shown += len(piece)
-            yield piece
+            yield piece.replace(BROKEN, "")
     # An answer cut off inside a character: what is whole before it is still owed.
-    if rest := tokenizer.decode(ids, skip_special_tokens=True).rstrip("\ufffd")[shown:]:
+    if rest := tokenizer.decode(ids, skip_special_tokens=True)[shown:].replace(BROKEN, ""):
         yield rest
 
 
@@ -130,5 +132,5 @@ def generate_answers(
         columns = list(generate_ids(model, [prompts[i] for i in rows], settings))
         for i, *ids in zip(rows, *(column.tolist() for column in columns), strict=True):
             end = next((place for place, token in enumerate(ids) if token in stops), None)
-            answers[i] = (tokenizer.decode(ids[:end], skip_special_tokens=True), end is not None)
+            answers[i] = (tokenizer.decode(ids[:end], skip_special_tokens=True).replace(BROKEN, ""), end is not None)
     return answers
