@@ -1,8 +1,6 @@
 import argparse
 
 import pytest
-import torch
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from med_model.chat import Chat, sampling_settings
 from med_model.command import UserError
@@ -20,22 +18,11 @@ ROUNDS = [
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory, tokenizer):
+def published(tmp_path_factory, tokenizer, random_gpt2):
     """A published model with random weights, large enough that its answers depend on all that came before."""
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=len(tokenizer),
-        n_positions=POSITIONS,
-        n_embd=32,
-        n_layer=2,
-        n_head=2,
-        initializer_range=0.5,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
     directory = tmp_path_factory.mktemp("chat") / "model"
     options = {"title": "Tiny", "stops": [IM_END, END_OF_TEXT], "metrics": {}, "log_history": []}
-    publish(GPT2LMHeadModel(config), tokenizer, directory, **options)
+    publish(random_gpt2(POSITIONS), tokenizer, directory, **options)
     return directory
 
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
+from transformers import GenerationConfig
 
 from med_model import evaluate
 from med_model.evaluate import (
@@ -23,31 +23,16 @@ TEXTS = ("高血压患者要少盐少油。", "糖尿病：按时复查，aspiri
 LONG_TEXT = "高血压患者要少盐少油，多吃蔬菜；糖尿病怎么办？按时复查，把结果记下来。" * 60
 
 
-def make_model(tokenizer, initializer_range):
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=len(tokenizer),
-        n_positions=POSITIONS,
-        n_embd=32,
-        n_layer=2,
-        n_head=2,
-        initializer_range=initializer_range,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    return GPT2LMHeadModel(config).eval()
-
-
 @pytest.fixture(scope="module")
-def model(tokenizer):
+def model(random_gpt2):
     """Random weights, large enough that each token's probability depends on all that came before."""
-    return make_model(tokenizer, 0.5)
+    return random_gpt2(POSITIONS)
 
 
 @pytest.fixture(scope="module")
-def indifferent_model(tokenizer):
+def indifferent_model(random_gpt2):
     """Every token is as likely as any other, whatever came before."""
-    model = make_model(tokenizer, 0.02)
+    model = random_gpt2(POSITIONS, 0.02)
     model.transformer.wte.weight.data.zero_()
     return model
 

@@ -13,20 +13,9 @@ RARE_TEXT = "生僻字：龘䶮𠮷，表情😷；请立即就医。"
 
 
 @pytest.fixture(scope="module")
-def model(tokenizer):
+def model(random_gpt2):
     """Random weights, large enough that what comes next depends on all that came before."""
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=len(tokenizer),
-        n_positions=POSITIONS,
-        n_embd=32,
-        n_layer=2,
-        n_head=2,
-        initializer_range=0.5,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    return GPT2LMHeadModel(config).eval()
+    return random_gpt2(POSITIONS)
 
 
 @pytest.fixture
