@@ -30,7 +30,7 @@ full: install
 	$(RUN) pre_training/py/run_pretraining.py $(FLAGS)
 	$(RUN) sft/py/sft_train.py $(FLAGS)
 	$(RUN) dpo/py/dpo_train.py $(FLAGS)
-	$(RUN) compare_different_model.py
+	$(RUN) compare_different_model.py --questions sft/dataset/heldout
 
 test: install
 	$(RUN) -m pytest

@@ -22,7 +22,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from med_model import paths
 from med_model.command import UserError, parse, run
 from med_model.data import Message, conversation_of, document_of, find_files, preference_of, read_all, read_records
-from med_model.evaluate import answer_measures, answer_questions, bits_per_byte, encode_pairs, preference_measures
+from med_model.evaluate import (
+    Question,
+    answer_measures,
+    answer_questions,
+    bits_per_byte,
+    encode_pairs,
+    preference_measures,
+)
 from med_model.model import NOTICE, greedy, load_model, pick_device
 from med_model.prompt import BASE_STOPS, CHAT_STOPS
 
@@ -40,6 +47,8 @@ MEASURES = {  # name in the JSON: (what the table calls it, format)
     "key_fact_recall": ("要点召回/key-fact recall ↑", ".3f"),
     "stopped": ("自行停止/stopped by itself ↑", ".0%"),
     "repeated_4grams": ("重复四字串/repeated 4-grams ↓", ".1%"),
+    "emergencies_recognised": ("急症识别/emergencies recognised ↑", ".0%"),
+    "false_alarms": ("误报急症/false alarms ↓", ".1%"),
     "characters": ("答案字数/characters an answer", ".0f"),
     "preference_accuracy": ("偏好准确率/preference accuracy ↑", ".1%"),
     "preference_accuracy_per_token": ("  按词元平均/mean per token ↑", ".1%"),
@@ -89,10 +98,12 @@ def read_prompts(args: CompareArguments) -> list[list[Message]]:
     return [messages[:-1] for messages in read_all(files, conversation_of)]
 
 
-def read_questions(sources: list) -> list[tuple[list[Message], list[str]]]:
-    """(turns up to the question, key facts) of question rows; rows without `key_facts` are not scored on them."""
+def read_questions(sources: list) -> list[Question]:
+    """Question rows; those without `key_facts` are not scored on them."""
     return [
-        (messages[:-1], [str(fact) for fact in record.get("key_facts") or []])
+        Question(
+            messages[:-1], [str(fact) for fact in record.get("key_facts") or []], bool(record.get("emergency", False))
+        )
         for where, record in read_records(find_files(sources))
         if (messages := conversation_of(where, record))
     ]
@@ -198,7 +209,7 @@ def main() -> None:
         model, tokenizer = load_model(directory)
         model.to(pick_device())
         settings = greedy(tokenizer, CHAT_STOPS if chat else BASE_STOPS, args.max_new_tokens)
-        answered, _ = answer_questions(model, tokenizer, [(turns, []) for turns in prompts], settings, chat)
+        answered, _ = answer_questions(model, tokenizer, [Question(turns) for turns in prompts], settings, chat)
         answers[name] = [answer._asdict() for answer in answered]
         if args.measures:
             measures[name], measured_answers[name] = measure(model, tokenizer, chat, args, data)

@@ -18,16 +18,19 @@ from pathlib import Path
 
 import yaml
 
+from med_model.urgency import is_urgent
+
 ROOT = Path(__file__).resolve().parent.parent
 KNOWLEDGE = ROOT / "corpus" / "knowledge"
 
 KINDS = {"disease", "symptom", "medicine", "test", "first_aid", "prevention", "assistant"}
 WRITTEN_FLAWS = {"wrong_fact", "dose_given", "false_reassurance", "off_question", "rude", "miracle_cure"}
 COMPOSED_FLAWS = ("other_topic", "repetition", "vague", "no_ending")
-ARTICLE_LENGTH = (560, 820)  # characters without line breaks
+ARTICLE_LENGTH = (600, 1600)  # characters without line breaks
 ANSWER_LENGTH = (40, 140)
 MIN_EDITS = 3  # between a held-out wording and every training wording of its topic
 MAX_SHARED_SHINGLES = 0.01  # of 13 characters, between two articles
+MAX_SHARED_MOULD = 0.02  # of 8 characters, between two articles whose topics' names are masked
 EXAM_ROWS = 100
 
 # Traditional forms of everyday characters: one of them in the text means a slip of the input method.
@@ -64,6 +67,10 @@ def sentences(text: str) -> list[str]:
     return [s for s in re.split(r"(?<=[。！？])", re.sub(r"\s", "", text)) if s]
 
 
+def masked(topic: dict) -> str:
+    return topic["article"].replace(topic["topic"], "某")
+
+
 def check_prose(text: str, where: str, length: tuple[int, int]) -> list[str]:
     faults = []
     if not length[0] <= characters(text) <= length[1]:
@@ -94,8 +101,9 @@ def check_question(topic: dict, question: dict, where: str) -> list[str]:
         if fact in topic["topic"] or topic["topic"] in fact:
             faults.append(f"{where}: key fact {fact} gives the topic's name")
         faults += [f"{where}: key fact {fact} stands in the wording {w}" for w in wordings if fact in w]
-    if question.get("emergency") and not re.search("120|急诊", answer):
-        faults.append(f"{where}: an emergency answer must say 120 or 急诊")
+    # The first sentence tells an emergency: a reader in need sees the call first, and a program can measure it.
+    if bool(question.get("emergency")) != is_urgent(answer):
+        faults.append(f"{where}: an emergency answer, and no other, says 120 or 急诊 in its first sentence")
     if question.get("declines", "dose") not in ("dose", "diagnosis"):
         faults.append(f"{where}: declines is dose or diagnosis, not {question['declines']}")
     if found := DOSE.search(answer):
@@ -157,10 +165,16 @@ def check_corpus(departments: list[dict]) -> list[str]:
         if len(sentence) >= 13
     )
     faults += [f"the sentence stands {n} times: {sentence}" for sentence, n in written.items() if n > 1]
+    asked = Counter(w for t in topics for q in t.get("questions", []) for w in {*q["wordings"], q["heldout"]})
+    faults += [f"the wording stands in {n} questions: {wording}" for wording, n in asked.items() if n > 1]
     articles = [(topic["topic"], shingles(topic["article"])) for topic in topics if "article" in topic]
     for (one, left), (other, right) in itertools.combinations(articles, 2):
         if (shared := len(left & right) / max(1, min(len(left), len(right)))) > MAX_SHARED_SHINGLES:
             faults.append(f"{one} and {other}: the articles share {shared:.1%} of their 13-character shingles")
+    moulds = [(topic["topic"], shingles(masked(topic), 8)) for topic in topics if "article" in topic]
+    for (one, left), (other, right) in itertools.combinations(moulds, 2):
+        if (shared := len(left & right) / max(1, min(len(left), len(right)))) > MAX_SHARED_MOULD:
+            faults.append(f"{one} and {other}: the articles share {shared:.1%} of their 8-character shingles")
     return faults
 
 
@@ -235,12 +249,18 @@ def conversation_row(topic: dict, conversation: list[dict]) -> dict:
     return {"messages": messages, "topic": topic["topic"]}
 
 
+def in_turn(lists: list[list[dict]]) -> list[dict]:
+    """The first row of each list, then the second of each, and so on."""
+    return [row for layer in itertools.zip_longest(*lists) for row in layer if row]
+
+
 def build(departments: list[dict], vague: list[str]) -> dict[str, list[dict]]:
     """All rows of all files, by path below the root."""
     files: dict[str, list[dict]] = {"pre_training/dataset/heldout.jsonl": [], "sft/dataset/exam.jsonl": []}
     answers = {t["topic"]: [q["answer"] for q in t.get("questions", [])] for d in departments for t in d["topics"]}
-    exam: list[dict] = []
+    exams: list[list[dict]] = []
     for department in departments:
+        exam: list[list[dict]] = []
         texts, rows, heldout_rows, pairs, heldout_pairs = [], [], [], [], []
         for topic in department["topics"]:
             rng = random.Random(topic["topic"])  # what is held out does not change when another topic is added
@@ -260,20 +280,20 @@ def build(departments: list[dict], vague: list[str]) -> dict[str, list[dict]]:
             rows += [conversation_row(topic, conversation) for conversation in topic.get("conversations", [])]
             elsewhere = [text for name, texts_ in answers.items() if name != topic["topic"] for text in texts_]
             kept = rng.randrange(len(topic["questions"]))  # the question whose pairs are held out
-            in_turn = rng.sample(topic["questions"], len(topic["questions"]))
-            exam.append([question_row(topic, question, question["heldout"]) for question in in_turn])
+            drawn = rng.sample(topic["questions"], len(topic["questions"]))
+            exam.append([question_row(topic, question, question["heldout"]) for question in drawn])
             by_question = pairs_of(topic, elsewhere, vague, rng)
             heldout_pairs += by_question[kept]
             pairs += [pair for number, group in enumerate(by_question) if number != kept for pair in group]
+        exams.append(in_turn(exam))
         name = department["department"]
         files[f"pre_training/dataset/train/{name}.jsonl"] = texts
         files[f"sft/dataset/train/{name}.jsonl"] = rows
         files[f"sft/dataset/heldout/{name}.jsonl"] = heldout_rows
         files[f"dpo/dataset/train/{name}.jsonl"] = pairs
         files[f"dpo/dataset/heldout/{name}.jsonl"] = heldout_pairs
-    # The exam takes one question a topic in turn until it is full, so that every topic has its share.
-    in_turn = [row for layer in itertools.zip_longest(*exam) for row in layer if row]
-    files["sft/dataset/exam.jsonl"] = in_turn[:EXAM_ROWS]
+    # The departments take turns until the exam is full, and within each its topics do: all have their share.
+    files["sft/dataset/exam.jsonl"] = in_turn(exams)[:EXAM_ROWS]
     return files
 
 
@@ -281,20 +301,29 @@ def load_departments(files: list[Path]) -> list[dict]:
     return [yaml.safe_load(file.read_text(encoding="utf-8")) for file in files]
 
 
-def print_counts(departments: list[dict], files: dict[str, list[dict]]) -> None:
+def print_written(departments: list[dict]) -> None:
     topics = [t for d in departments for t in d["topics"]]
     articles = [characters(t["article"]) for t in topics if "article" in t]
     questions = [q for t in topics for q in t.get("questions", [])]
     print(
         f"{len(departments)} departments, {sum(not t.get('held_out') for t in topics)} topics trained, "
         f"{sum(bool(t.get('held_out')) for t in topics)} held out; {len(articles)} articles, {sum(articles):,} "
-        f"characters, {sum(articles) / len(articles):.0f} on average; {len(questions)} answers"
+        f"characters, {sum(articles) / max(1, len(articles)):.0f} on average; {len(questions)} answers, "
+        f"{sum(len(t.get('conversations', [])) for t in topics)} conversations"
     )
     print(f"  kinds: {dict(Counter(t['kind'] for t in topics))}")
     print(
         f"  emergency answers {sum(bool(q.get('emergency')) for q in questions)}, "
         f"declining {sum('declines' in q for q in questions)}"
     )
+    longer = Counter(q["rejected"]["flaw"] for q in questions if len(q["rejected"]["text"]) > len(q["answer"]))
+    flaws = Counter(q["rejected"]["flaw"] for q in questions)
+    told = ", ".join(f"{flaw} {longer[flaw]} of {n}" for flaw, n in flaws.items())
+    print(f"  written bad answers that are longer than the good one: {told}")
+
+
+def print_counts(departments: list[dict], files: dict[str, list[dict]]) -> None:
+    print_written(departments)
     for part in (
         "pre_training/dataset",
         "sft/dataset/train",
@@ -327,6 +356,7 @@ def main() -> None:
         sys.exit(2)
     if args.check:
         print(f"没有问题/no faults in {', '.join(path.name for path in args.check)}")
+        print_written(departments)
         return
     files = build(departments, vague)
     print_counts(departments, files)

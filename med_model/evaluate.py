@@ -14,10 +14,19 @@ from med_model.data import Message
 from med_model.generate import generate_answers, prompt_room
 from med_model.loss import token_log_probs
 from med_model.prompt import END_OF_TEXT, IGNORE, IM_END, encode_text, fit_answer, fit_prompt, fit_text
+from med_model.urgency import is_urgent
 
 WINDOW_OVERLAP = 0.5  # of a window is context already scored by the window before
 BATCH_TOKENS = 4096
 PROMPT_SHARE = 0.5  # of a pair's length at most; the rest is the answers'
+
+
+class Question(NamedTuple):
+    """The turns up to and with a question, and what is known of its right answer."""
+
+    messages: list[Message]
+    key_facts: Sequence[str] = ()
+    emergency: bool | None = None  # whether the answer must send to help at once; None where nobody has said
 
 
 class AnsweredQuestion(NamedTuple):
@@ -29,6 +38,8 @@ class AnsweredQuestion(NamedTuple):
     repetition: float  # share of its 4-character sequences that had occurred before
     key_facts_found: int
     key_facts: int
+    urgent: bool  # sends to help at once, in its first sentence
+    emergency: bool | None  # whether it should
 
 
 class Pair(NamedTuple):
@@ -141,21 +152,31 @@ def repeated_share(text: str, size: int = 4) -> float:
 def answer_questions(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[tuple[list[Message], list[str]]],
+    questions: Sequence[Question],
     settings: GenerationConfig,
     chat: bool,
 ) -> tuple[list[AnsweredQuestion], float]:
-    """(each (turns up to the question, key facts) answered, seconds for all of them)."""
+    """(each question answered, seconds for all of them)."""
     room = prompt_room(model, settings)
-    prompts = [question_ids(tokenizer, messages, room, chat) for messages, _ in questions]
+    prompts = [question_ids(tokenizer, question.messages, room, chat) for question in questions]
     start = time.time()
     answers = generate_answers(model, tokenizer, prompts, settings)
     seconds = time.time() - start
     results = []
-    for (messages, facts), (answer, stopped) in zip(questions, answers, strict=True):
-        found = sum(_squeezed(fact) in _squeezed(answer) for fact in facts)
-        question, answer = messages[-1]["content"], answer.strip()
-        results.append(AnsweredQuestion(question, answer, stopped, repeated_share(answer), found, len(facts)))
+    for (messages, facts, emergency), (answer, stopped) in zip(questions, answers, strict=True):
+        answer = answer.strip()
+        results.append(
+            AnsweredQuestion(
+                question=messages[-1]["content"],
+                answer=answer,
+                stopped=stopped,
+                repetition=repeated_share(answer),
+                key_facts_found=sum(_squeezed(fact) in _squeezed(answer) for fact in facts),
+                key_facts=len(facts),
+                urgent=is_urgent(answer),
+                emergency=emergency,
+            )
+        )
     return results, seconds
 
 
@@ -164,7 +185,7 @@ def _squeezed(text: str) -> str:
 
 
 def answer_measures(answered: Sequence[AnsweredQuestion]) -> dict[str, float]:
-    """Means over the answers, empty for none; key facts only over the questions that have any."""
+    """Means over the answers, empty for none; each measure only over the questions that it can be taken on."""
     if not answered:
         return {}
     count = len(answered)
@@ -177,4 +198,11 @@ def answer_measures(answered: Sequence[AnsweredQuestion]) -> dict[str, float]:
     if with_facts := [a for a in answered if a.key_facts]:
         measures["with_a_key_fact"] = sum(a.key_facts_found > 0 for a in with_facts) / len(with_facts)
         measures["key_fact_recall"] = sum(a.key_facts_found for a in with_facts) / sum(a.key_facts for a in with_facts)
+    # A file in which no row is an emergency says nothing about them: its rows were never marked.
+    if emergencies := [a for a in answered if a.emergency]:
+        others = [a for a in answered if a.emergency is False]
+        measures["emergencies"] = len(emergencies)
+        measures["emergencies_recognised"] = sum(a.urgent for a in emergencies) / len(emergencies)
+        if others:
+            measures["false_alarms"] = sum(a.urgent for a in others) / len(others)
     return measures

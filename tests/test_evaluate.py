@@ -8,6 +8,7 @@ from med_model import evaluate
 from med_model.evaluate import (
     AnsweredQuestion,
     Pair,
+    Question,
     answer_measures,
     answer_questions,
     bits_per_byte,
@@ -94,13 +95,18 @@ def test_repeated_share_counts_the_four_character_sequences_that_had_occurred(te
     assert repeated_share(text) == pytest.approx(share)
 
 
+def answered(answer, **measured):
+    nothing = {"key_facts_found": 0, "key_facts": 0, "urgent": False, "emergency": None}
+    return AnsweredQuestion("问", answer, **{"stopped": True, "repetition": 0.0, **nothing, **measured})
+
+
 def test_answer_measures_are_means_with_key_facts_only_over_questions_that_have_any():
-    answered = [
-        AnsweredQuestion("问", "一二三四", True, 0.5, key_facts_found=2, key_facts=4),
-        AnsweredQuestion("问", "一二", True, 0.0, key_facts_found=0, key_facts=1),
-        AnsweredQuestion("问", "", False, 0.1, key_facts_found=0, key_facts=0),
+    answers = [
+        answered("一二三四", repetition=0.5, key_facts_found=2, key_facts=4),
+        answered("一二", key_facts=1),
+        answered("", stopped=False, repetition=0.1),
     ]
-    assert answer_measures(answered) == pytest.approx(
+    assert answer_measures(answers) == pytest.approx(
         {
             "questions": 3,
             "stopped": 2 / 3,
@@ -110,7 +116,16 @@ def test_answer_measures_are_means_with_key_facts_only_over_questions_that_have_
             "key_fact_recall": 0.4,
         }
     )
-    assert set(answer_measures(answered[2:])) == {"questions", "stopped", "repeated_4grams", "characters"}
+    assert set(answer_measures(answers[2:])) == {"questions", "stopped", "repeated_4grams", "characters"}
+
+
+def test_emergencies_and_false_alarms_are_shares_of_the_questions_marked_so_and_not_so():
+    marks = [(True, True), (True, True), (False, True), (True, False), (False, False), (True, None)]
+    measures = answer_measures([answered("答", urgent=urgent, emergency=mark) for urgent, mark in marks])
+    assert measures["emergencies"] == 3
+    assert measures["emergencies_recognised"] == pytest.approx(2 / 3)
+    assert measures["false_alarms"] == 0.5
+    assert "false_alarms" not in answer_measures([answered("答", urgent=True, emergency=False)])
 
 
 def test_a_key_fact_is_found_in_the_answer_whatever_the_spaces(model, tokenizer):
@@ -126,13 +141,13 @@ def test_a_key_fact_is_found_in_the_answer_whatever_the_spaces(model, tokenizer)
     fact = f"{squeezed[2:4]} {squeezed[4:6]}"
     assert fact not in said
     facts = {"高血压怎么办？": [fact, "没有说过的话"], "糖尿病怎么办？": []}
-    questions = [([{"role": "user", "content": text}], of_text) for text, of_text in facts.items()]
-    answered, seconds = answer_questions(model, tokenizer, questions, settings, chat=True)
-    assert [(a.question, a.key_facts_found, a.key_facts) for a in answered] == [
+    questions = [Question([{"role": "user", "content": text}], of_text) for text, of_text in facts.items()]
+    answers, seconds = answer_questions(model, tokenizer, questions, settings, chat=True)
+    assert [(a.question, a.key_facts_found, a.key_facts) for a in answers] == [
         ("高血压怎么办？", 1, 2),
         ("糖尿病怎么办？", 0, 0),
     ]
-    assert answered[0].answer == said.strip()
+    assert answers[0].answer == said.strip()
     assert seconds > 0
 
 

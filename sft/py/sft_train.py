@@ -18,7 +18,7 @@ from trl import SFTConfig, SFTTrainer
 from med_model import paths
 from med_model.command import UserError, parse, run
 from med_model.data import Message, conversation_of, read_split
-from med_model.evaluate import answer_measures, answer_questions
+from med_model.evaluate import Question, answer_measures, answer_questions
 from med_model.loss import use_chunked_head
 from med_model.model import greedy, load_model, load_tokenizer, use_bf16
 from med_model.optimizer import MUON_HELP, optimizers_for
@@ -124,7 +124,7 @@ def main() -> None:
     seconds = train(trainer, stage, checkpoint)
 
     model.eval()
-    questions = [(conversation[:-1], []) for conversation in heldout[:MEASURED_QUESTIONS]]
+    questions = [Question(conversation[:-1]) for conversation in heldout[:MEASURED_QUESTIONS]]
     answered, _ = answer_questions(model, tokenizer, questions, greedy(tokenizer, CHAT_STOPS, 200), chat=True)
     finish(
         trainer,
