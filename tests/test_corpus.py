@@ -90,6 +90,7 @@ def corpus_counts() -> dict[str, float]:
     lengths = [builder.characters(row["text"]) for row in [*written, *rows_of(paths.HELDOUT_TEXT)]]
     rows, heldout = rows_of(paths.SFT_DATA), rows_of(paths.HELDOUT_QUESTIONS)
     trained = {row["topic"] for row in written}
+    heldout_of_topic = Counter(row["topic"] for row in heldout)
     return {
         "topics trained": len(trained),
         "topics held out": len(rows_of(paths.HELDOUT_TEXT)),
@@ -109,9 +110,7 @@ def corpus_counts() -> dict[str, float]:
         "rows about the assistant": sum(row["topic"] == "关于助手" for row in rows),
         "off-topic rows": sum(row["topic"] in OFF_TOPIC for row in rows),
         "held-out wordings": len(heldout),
-        "held-out wordings of the topic that has the fewest": min(
-            Counter({topic: 0 for topic in trained} | Counter(row["topic"] for row in heldout)).values()
-        ),
+        "held-out wordings of the topic that has the fewest": min(heldout_of_topic[topic] for topic in trained),
         "preference pairs": len(rows_of(paths.DPO_DATA)),
         "held-out preference pairs": len(rows_of(paths.HELDOUT_PAIRS)),
         "flaws": len({row["flaw"] for row in rows_of(paths.DPO_DATA)}),
@@ -167,7 +166,9 @@ def test_the_answers_of_heldout_pairs_are_preferred_in_no_training_pair():
 def test_the_exam_has_100_different_questions_whose_key_facts_only_the_answer_gives():
     exam = rows_of(paths.EXAM)
     assert len(exam) == len({row["instruction"] for row in exam}) == 100
-    assert len({row["topic"] for row in exam}) >= 40
+    of_department = {file.stem: {row["topic"] for row in rows_of(file)} for file in paths.SFT_DATA.glob("*.jsonl")}
+    assert len({row["topic"] for row in exam}) >= 90
+    assert [d for d, topics in of_department.items() if sum(row["topic"] in topics for row in exam) < 2] == []
     for row in exam:
         assert row["key_facts"], row["instruction"]
         for fact in row["key_facts"]:
@@ -251,6 +252,19 @@ def copied_without_the_same_sentence(department):
     two["article"] = half.rsplit("；", 1)[0] + "。" + two["article"].strip()[-300:].split("。", 1)[1]
 
 
+def two_articles_from_one_mould(department):
+    """A tenth of an article again with the other topic's name in it, cut so that no run of 13 characters returns."""
+    one, two = department["topics"]
+    runs = [one["article"].replace("\n", "")[i : i + 12] for i in range(100, 400, 12)]
+    filled = "，又".join(run.replace(one["topic"], two["topic"]) for run in runs)
+    two["article"] = two["article"].strip() + re.sub("[。！？“”（）]", "", filled) + "。"
+
+
+def same_wording_in_two_topics(department):
+    one, two = department["topics"]
+    two["questions"][0]["wordings"] = [one["questions"][0]["wordings"][0], *two["questions"][0]["wordings"][1:]]
+
+
 def same_wording_in_two_questions(department):
     one, two = department["topics"][0]["questions"][:2]
     two["wordings"] = [one["wordings"][0], *two["wordings"][1:]]
@@ -321,7 +335,15 @@ FAULTS = {
         question_field("heldout", lambda q, t: q["heldout"] + first_key_fact(q)),
         "stands in the wording",
     ),
-    "an emergency without a call for help": (question_field("emergency", lambda q, t: True), "must say 120"),
+    "an emergency without a call for help": (
+        question_field("emergency", lambda q, t: True),
+        "says 120 or 急诊 in its first sentence",
+    ),
+    "a call for help where there is no emergency": (
+        question_field("answer", lambda q, t: "立即拨打120，" + q["answer"]),
+        "says 120 or 急诊 in its first sentence",
+    ),
+    "two articles from one mould": (two_articles_from_one_mould, "of their 8-character shingles"),
     "an unknown reason to decline": (question_field("declines", lambda q, t: "mood"), "declines is dose or diagnosis"),
     "an unknown flaw": (rejected_field("flaw", "boring"), "unknown flaw boring"),
     "a rejected answer far too short": (
@@ -341,6 +363,7 @@ FAULTS = {
     "two topics of one name": (same_topic_twice, "the topic stands 2 times"),
     "a sentence in two articles": (same_sentence_in_two_articles, "the sentence stands 2 times"),
     "an article copied in part": (copied_without_the_same_sentence, "the articles share"),
+    "a wording in two topics": (same_wording_in_two_topics, "the wording stands in 2 questions"),
     "a wording in two questions": (same_wording_in_two_questions, "two questions share the wording"),
 }
 
