@@ -29,8 +29,7 @@ COMPOSED_FLAWS = ("other_topic", "repetition", "vague", "no_ending")
 ARTICLE_LENGTH = (600, 1600)  # characters without line breaks
 ANSWER_LENGTH = (40, 140)
 MIN_EDITS = 3  # between a held-out wording and every training wording of its topic
-MAX_SHARED_SHINGLES = 0.01  # of 13 characters, between two articles
-MAX_SHARED_MOULD = 0.02  # of 8 characters, between two articles whose topics' names are masked
+MAX_SHARED = {13: 0.01, 8: 0.02}  # of the shingles of so many characters, between two articles, their topics masked
 EXAM_ROWS = 100
 
 # Traditional forms of everyday characters: one of them in the text means a slip of the input method.
@@ -58,17 +57,13 @@ def edit_distance(a: str, b: str) -> int:
     return previous[-1]
 
 
-def shingles(text: str, size: int = 13) -> set[str]:
+def shingles(text: str, size: int) -> set[str]:
     text = re.sub(r"\s", "", text)
     return {text[i : i + size] for i in range(len(text) - size + 1)}
 
 
 def sentences(text: str) -> list[str]:
     return [s for s in re.split(r"(?<=[。！？])", re.sub(r"\s", "", text)) if s]
-
-
-def masked(topic: dict) -> str:
-    return topic["article"].replace(topic["topic"], "某")
 
 
 def check_prose(text: str, where: str, length: tuple[int, int]) -> list[str]:
@@ -140,6 +135,8 @@ def check_topic(topic: dict) -> list[str]:
         for turn in conversation:
             if "assistant" in turn:
                 faults += check_prose(turn["assistant"], f"{where} conversation", (20, 200))
+                if found := DOSE.search(turn["assistant"]):
+                    faults.append(f"{where} conversation: a dose: {found.group()}")
     return faults
 
 
@@ -167,14 +164,12 @@ def check_corpus(departments: list[dict]) -> list[str]:
     faults += [f"the sentence stands {n} times: {sentence}" for sentence, n in written.items() if n > 1]
     asked = Counter(w for t in topics for q in t.get("questions", []) for w in {*q["wordings"], q["heldout"]})
     faults += [f"the wording stands in {n} questions: {wording}" for wording, n in asked.items() if n > 1]
-    articles = [(topic["topic"], shingles(topic["article"])) for topic in topics if "article" in topic]
-    for (one, left), (other, right) in itertools.combinations(articles, 2):
-        if (shared := len(left & right) / max(1, min(len(left), len(right)))) > MAX_SHARED_SHINGLES:
-            faults.append(f"{one} and {other}: the articles share {shared:.1%} of their 13-character shingles")
-    moulds = [(topic["topic"], shingles(masked(topic), 8)) for topic in topics if "article" in topic]
-    for (one, left), (other, right) in itertools.combinations(moulds, 2):
-        if (shared := len(left & right) / max(1, min(len(left), len(right)))) > MAX_SHARED_MOULD:
-            faults.append(f"{one} and {other}: the articles share {shared:.1%} of their 8-character shingles")
+    masked = [(t["topic"], t["article"].replace(t["topic"], "某")) for t in topics if "article" in t]
+    for size, most in MAX_SHARED.items():
+        articles = [(name, shingles(text, size)) for name, text in masked]
+        for (one, left), (other, right) in itertools.combinations(articles, 2):
+            if (shared := len(left & right) / max(1, min(len(left), len(right)))) > most:
+                faults.append(f"{one} and {other}: the articles share {shared:.1%} of their {size}-character shingles")
     return faults
 
 

@@ -148,10 +148,10 @@ def test_no_heldout_document_is_trained_on_in_part(training_text):
 
 def test_a_heldout_document_shares_hardly_a_run_of_characters_with_any_training_file():
     files = [f for folder in (paths.PRETRAINING_DATA, paths.SFT_DATA, paths.DPO_DATA) for f in folder.rglob("*.jsonl")]
-    documents = [(row["topic"], builder.shingles(row["text"])) for row in rows_of(paths.HELDOUT_TEXT)]
+    documents = [(row["topic"], builder.shingles(row["text"], 13)) for row in rows_of(paths.HELDOUT_TEXT)]
     assert len(files) >= 3 and len(documents) >= 15
     for file in files:
-        trained = builder.shingles(file.read_text(encoding="utf-8"))
+        trained = builder.shingles(file.read_text(encoding="utf-8"), 13)
         for topic, runs in documents:
             assert len(runs & trained) <= 0.01 * len(runs), (topic, file)
 
@@ -233,6 +233,10 @@ def conversation(*roles: str):
         department["topics"][0]["conversations"] = [[{role: next(iter(turns[0].values()))} for role in roles]]
 
     return plant
+
+
+def dose_in_a_conversation(department):
+    department["topics"][0]["conversations"][0][1]["assistant"] = "这种药每次5 mg，吃完以后多喝水，注意休息，别熬夜。"
 
 
 def same_topic_twice(department):
@@ -354,6 +358,7 @@ FAULTS = {
         question_field("rejected", lambda q, t: {**q["rejected"], "text": q["rejected"]["text"].rstrip("。")}),
         "rejected: does not end",
     ),
+    "a dose in a conversation": (dose_in_a_conversation, "conversation: a dose: 5 mg"),
     "a conversation of one round": (conversation("user", "assistant"), "two rounds or more"),
     "a conversation that does not alternate": (conversation("user", "user", "assistant", "assistant"), "alternates"),
     "a conversation that ends with the user": (
