@@ -101,9 +101,7 @@ def read_prompts(args: CompareArguments) -> list[list[Message]]:
 def read_questions(sources: list) -> list[Question]:
     """Question rows; those without `key_facts` are not scored on them."""
     return [
-        Question(
-            messages[:-1], [str(fact) for fact in record.get("key_facts") or []], bool(record.get("emergency", False))
-        )
+        Question(messages[:-1], [str(fact) for fact in record.get("key_facts") or []], bool(record.get("emergency")))
         for where, record in read_records(find_files(sources))
         if (messages := conversation_of(where, record))
     ]

@@ -26,7 +26,7 @@ class Question(NamedTuple):
 
     messages: list[Message]
     key_facts: Sequence[str] = ()
-    emergency: bool | None = None  # whether the answer must send to help at once; None where nobody has said
+    emergency: bool = False  # marked as one whose answer must send to help at once
 
 
 class AnsweredQuestion(NamedTuple):
@@ -39,7 +39,7 @@ class AnsweredQuestion(NamedTuple):
     key_facts_found: int
     key_facts: int
     urgent: bool  # sends to help at once, in its first sentence
-    emergency: bool | None  # whether it should
+    emergency: bool  # whether it should
 
 
 class Pair(NamedTuple):
@@ -198,9 +198,9 @@ def answer_measures(answered: Sequence[AnsweredQuestion]) -> dict[str, float]:
     if with_facts := [a for a in answered if a.key_facts]:
         measures["with_a_key_fact"] = sum(a.key_facts_found > 0 for a in with_facts) / len(with_facts)
         measures["key_fact_recall"] = sum(a.key_facts_found for a in with_facts) / sum(a.key_facts for a in with_facts)
-    # A file in which no row is an emergency says nothing about them: its rows were never marked.
+    # Where no row is an emergency the rows were never marked, so that nothing is a false alarm either.
     if emergencies := [a for a in answered if a.emergency]:
-        others = [a for a in answered if a.emergency is False]
+        others = [a for a in answered if not a.emergency]
         measures["emergencies"] = len(emergencies)
         measures["emergencies_recognised"] = sum(a.urgent for a in emergencies) / len(emergencies)
         if others:

@@ -96,7 +96,7 @@ def test_repeated_share_counts_the_four_character_sequences_that_had_occurred(te
 
 
 def answered(answer, **measured):
-    nothing = {"key_facts_found": 0, "key_facts": 0, "urgent": False, "emergency": None}
+    nothing = {"key_facts_found": 0, "key_facts": 0, "urgent": False, "emergency": False}
     return AnsweredQuestion("问", answer, **{"stopped": True, "repetition": 0.0, **nothing, **measured})
 
 
@@ -120,7 +120,7 @@ def test_answer_measures_are_means_with_key_facts_only_over_questions_that_have_
 
 
 def test_emergencies_and_false_alarms_are_shares_of_the_questions_marked_so_and_not_so():
-    marks = [(True, True), (True, True), (False, True), (True, False), (False, False), (True, None)]
+    marks = [(True, True), (True, True), (False, True), (True, False), (False, False)]
     measures = answer_measures([answered("答", urgent=urgent, emergency=mark) for urgent, mark in marks])
     assert measures["emergencies"] == 3
     assert measures["emergencies_recognised"] == pytest.approx(2 / 3)
