@@ -32,18 +32,18 @@ def is_layer_matrix(name):
     return name.startswith("transformer.h.") and name.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight"))
 
 
-@pytest.mark.parametrize("shape", [(16, 48), (48, 16), (32, 32)])
-def test_an_orthogonalized_matrix_has_singular_values_near_one_and_keeps_its_directions(shape):
+@pytest.mark.parametrize("shape", [(3, 16, 48), (1, 32, 32)])
+def test_orthogonalized_matrices_have_singular_values_near_one_and_keep_their_directions(shape):
     torch.manual_seed(0)
-    matrix = torch.randn(shape)
-    if shape == (32, 32):  # a random square matrix may be nearly singular
-        matrix += 20 * torch.eye(32)
-    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
-    in_its_directions = left.T @ orthogonalized(matrix) @ right.T
-    singular_values = in_its_directions.diagonal()
+    matrices = torch.randn(shape)
+    if shape == (1, 32, 32):  # a random square matrix may be nearly singular
+        matrices += 20 * torch.eye(32)
+    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+    in_their_directions = left.mT @ orthogonalized(matrices) @ right.mT
+    singular_values = in_their_directions.diagonal(dim1=1, dim2=2)
     assert singular_values.min() > 0.65
     assert singular_values.max() < 1.25
-    torch.testing.assert_close(in_its_directions, torch.diag(singular_values), atol=1e-3, rtol=0)
+    torch.testing.assert_close(in_their_directions, torch.diag_embed(singular_values), atol=1e-3, rtol=0)
 
 
 def test_what_is_no_matrix_of_a_layer_is_updated_as_torchs_adamw_would(model):
