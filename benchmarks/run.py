@@ -1,0 +1,338 @@
+"""Measure the project's engine beside the reference recipe, stock TRL and `model.generate`, on this machine.
+
+Reads  the bundled data, or --data: documents, or a folder with pretrain/, dev/, sft/ and dpo/ in it
+Writes nothing, or the figures to --json FILE
+
+    python benchmarks/run.py
+    python benchmarks/run.py --data ../shared/data --json benchmark.json
+    python benchmarks/run.py --data ../shared/data --long
+"""
+
+import functools
+import json
+import multiprocessing
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from engines import (
+    BLOCK_TOKENS,
+    REFERENCE_BATCH,
+    SEED,
+    Engine,
+    Inputs,
+    Measured,
+    Project,
+    Reference,
+    call_worker,
+    stage,
+    start_worker,
+)
+from transformers import AutoTokenizer
+
+from med_model import paths
+from med_model.command import UserError, parse, run
+from med_model.data import conversation_of, document_of, preference_of, read_all
+
+BARS = {  # measure: (title, bar); each figure is ours over the reference's, above 1 where ours is better
+    "pretrain_mixed": ("预训练，长短不一/pre-training, real tokens/s, mixed lengths", 5.0),
+    "pretrain_full_blocks": ("预训练，整块/pre-training, tokens/s, full blocks", 1.4),
+    "roof_fraction": ("占矩阵乘法上限/share of the roof, FLOP/s, float32", 0.70),
+    "time_to_loss": ("达到同样留出损失的用时/time to the reference's bits per byte", 2.5),
+    "peak_memory": ("预训练内存峰值/peak memory of pre-training", 3.0),
+    "sft_rows": ("SFT rows/s", 3.0),
+    "dpo_first_epoch": ("DPO pairs/s, 首轮/first epoch", 4.0),
+    "dpo_later": ("DPO pairs/s, 其后/later epochs", 6.0),
+    "generate": ("生成/generation, tokens/s, one prompt", 1.5),
+    "generate_batch": ("批量生成/generation, prompts/s, 200 prompts", 8.0),
+}
+LONG_BAR = 4.0
+SECTIONS = ("pretrain", "memory", "time_to_loss", "sft", "dpo", "generate", "tokenizer")
+
+
+@dataclass
+class Sizes:
+    """How much each section does in a round."""
+
+    rounds: int = 3
+    megabytes: float = 8.0  # of text for the tokenizer
+    heldout_bytes: int = 60_000
+    our_steps: int = 16
+    reference_steps: int = 8
+    roof_repeats: int = 5
+    reference_slots: int = 300_000  # token slots, padding counted, that the reference's loss is taken after
+    our_plan: int = 150  # steps that our schedule is laid out for; begun anew with half as many more if they miss
+    rows: int = 160
+    pairs: int = 48
+    prompts: int = 6
+    new_tokens: int = 128
+    batch_prompts: int = 200
+    single_prompts: int = 12  # of those, one at a time
+
+
+LONG = {"reference_slots": 1_500_000, "our_plan": 500}
+SMOKE = Sizes(1, 0.2, 3_000, 2, 1, 1, 4_096, 3, 8, 4, 1, 8, 4, 1)
+
+
+@dataclass
+class BenchmarkArguments:
+    data: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Documents (files, folders, globs), or a folder with pretrain/, dev/, sft/train.jsonl and "
+            "dpo/train.jsonl in it. Default: the bundled data."
+        },
+    )
+    sections: list[str] | None = field(
+        default=None, metadata={"help": f"Only these of: {', '.join(SECTIONS)}. Default: all."}
+    )
+    json: str | None = field(default=None, metadata={"help": "Write the figures to this file."})
+    long: bool = field(default=False, metadata={"help": "Only time_to_loss, against 1.5M token slots."})
+    smoke: bool = field(default=False, metadata={"help": "A few seconds of each section: shows that it runs."})
+
+
+def read_inputs(args: BenchmarkArguments, sizes: Sizes, folder: Path) -> Inputs:
+    """Reads the data, trains a tokenizer on it and lays an untrained model beside it."""
+    texts, heldout = [paths.PRETRAINING_DATA], [paths.HELDOUT_TEXT]
+    rows, pairs = [paths.SFT_DATA], [paths.DPO_DATA]
+    if args.data and (Path(args.data[0]) / "pretrain").is_dir():
+        data = Path(args.data[0])
+        texts, heldout = [data / "pretrain"], [data / "dev"]
+        rows, pairs = [data / "sft" / "train.jsonl"], [data / "dpo" / "train.jsonl"]
+    elif args.data:
+        texts, heldout = args.data, None
+    documents = read_all(texts, document_of)
+    random.Random(SEED).shuffle(documents)
+    if heldout is None:
+        count = max(1, len(documents) // 50)
+        heldout_documents, documents = documents[:count], documents[count:]
+    else:
+        heldout_documents = read_all(heldout, document_of)
+    conversations, preferences = read_all(rows, conversation_of), read_all(pairs, preference_of)
+    for records in (heldout_documents, conversations, preferences):
+        random.Random(SEED).shuffle(records)
+    kept, size = [], 0
+    for text in heldout_documents:
+        if size < sizes.heldout_bytes:
+            kept.append(text)
+            size += len(text.encode())
+
+    train_tokenizer(texts, sizes, folder / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    model = stage("pre_training/py/run_pretraining.py").new_model(tokenizer, dropout=0.0)
+    for part in (model, tokenizer):
+        part.save_pretrained(folder / "base")
+    return Inputs(folder, folder / "tokenizer", folder / "base", documents, kept, conversations, preferences)
+
+
+def train_tokenizer(texts: list, sizes: Sizes, output: Path) -> None:
+    script = [sys.executable, str(paths.ROOT / "pre_training/py/train_tokenizer.py")]
+    options = ["--data", *map(str, texts), "--max_megabytes", str(sizes.megabytes), "--output_model", str(output)]
+    done = subprocess.run([*script, *options], capture_output=True, text=True, encoding="utf-8")
+    if done.returncode:
+        raise UserError(done.stderr.strip())
+
+
+class Worker:
+    """An engine in a process of its own; calling it runs one of its methods there."""
+
+    def __init__(self, engine: type[Engine], inputs: Inputs):
+        context = multiprocessing.get_context("spawn")
+        self.pool = ProcessPoolExecutor(1, context, initializer=start_worker, initargs=(engine, inputs))
+
+    def __call__(self, method: str, *arguments):
+        return self.pool.submit(call_worker, method, arguments).result()
+
+    def close(self) -> None:
+        self.pool.shutdown()
+
+
+@dataclass
+class Figure:
+    """One line of the table: a value of each side for each round, and our figure over the reference's."""
+
+    ours: list[float]
+    reference: list[float]
+    unit: str
+    less_is_better: bool = False
+
+    @property
+    def ratios(self) -> list[float]:
+        pairs = zip(self.ours, self.reference, strict=True)
+        return [theirs / mine if self.less_is_better else mine / theirs for mine, theirs in pairs]
+
+
+class Benchmark:
+    """The sections; each gives its figures by the name of the measure."""
+
+    def __init__(self, inputs: Inputs, sizes: Sizes):
+        self.inputs, self.sizes = inputs, sizes
+        self.ours, self.reference = Worker(Project, inputs), Worker(Reference, inputs)
+
+    def close(self) -> None:
+        self.ours.close()
+        self.reference.close()
+
+    def rates(self, ours: Callable[[], Measured], reference: Callable[[], Measured]) -> tuple[list, list]:
+        """Rounds of both by turns; the first of more than one warms up and is not counted."""
+        rounds = []
+        for _ in range(self.sizes.rounds + (self.sizes.rounds > 1)):
+            rounds.append((ours(), reference()))
+        counted = rounds[-self.sizes.rounds :]
+        return [mine.rate for mine, _ in counted], [theirs.rate for _, theirs in counted]
+
+    def pretrain(self) -> dict[str, Figure]:
+        ours, theirs = self.sizes.our_steps, self.sizes.reference_steps
+        figures = {}
+        for name in ("pretrain_mixed", "pretrain_full_blocks"):
+            rates = self.rates(
+                functools.partial(self.ours, name, ours), functools.partial(self.reference, name, theirs)
+            )
+            figures[name] = Figure(*rates, "tokens/s")
+        arithmetic = sum(self.ours("arithmetic").values())  # of a token
+        rates = self.rates(
+            functools.partial(self.ours, "pretrain_float32", ours),
+            functools.partial(self.ours, "roof", self.sizes.roof_repeats),
+        )
+        gigaflops = [[rate * arithmetic / 1e9 for rate in side] for side in rates]
+        figures["roof_fraction"] = Figure(*gigaflops, "GFLOP/s")
+        return figures
+
+    def memory(self) -> dict[str, Figure]:
+        """Each in a process of its own, which has computed nothing before."""
+        peaks: dict[type, list[float]] = {Project: [], Reference: []}
+        for _ in range(self.sizes.rounds):
+            for engine, of_engine in peaks.items():
+                fresh = Worker(engine, self.inputs)
+                of_engine.append(fresh("peak_memory", 3))
+                fresh.close()
+        if None in peaks[Project]:
+            return {}
+        return {"peak_memory": Figure(peaks[Project], peaks[Reference], "MB", less_is_better=True)}
+
+    def time_to_loss(self) -> dict[str, Figure]:
+        steps = self.sizes.reference_slots // (REFERENCE_BATCH * BLOCK_TOKENS)
+        ours, reference = [], []
+        for _ in range(self.sizes.rounds):
+            ((seconds, target),) = self.reference("time_to_loss", steps)
+            reference.append(seconds)
+            ours.append(self._seconds_to(target))
+        print(f"  参考在/the reference's bits per byte after {steps} steps: {target:.3f}")
+        return {"time_to_loss": Figure(ours, reference, "s", less_is_better=True)}
+
+    def _seconds_to(self, target: float) -> float:
+        """Seconds of training until the target; a plan that misses it counts in full, and a longer one begins anew."""
+        plan, spent = self.sizes.our_plan, 0.0
+        while True:
+            curve = self.ours("time_to_loss", plan, max(1, plan // 20), target)
+            spent += curve[-1][0]
+            if curve[-1][1] <= target:
+                return spent
+            print(f"  {plan} 步没有达到/steps reach {curve[-1][1]:.3f}, not {target:.3f}: begun anew")
+            plan = plan * 3 // 2
+
+    def sft(self) -> dict[str, Figure]:
+        calls = [functools.partial(side, "sft", self.sizes.rows) for side in (self.ours, self.reference)]
+        return {"sft_rows": Figure(*self.rates(*calls), "rows/s")}
+
+    def dpo(self) -> dict[str, Figure]:
+        first, later, reference = [], [], []
+        for _ in range(self.sizes.rounds):
+            with_reference, without = self.ours("dpo", self.sizes.pairs)
+            first.append(with_reference.rate)
+            later.append(without.rate)
+            reference.append(self.reference("dpo", self.sizes.pairs).rate)
+        return {
+            "dpo_first_epoch": Figure(first, reference, "pairs/s"),
+            "dpo_later": Figure(later, reference, "pairs/s"),
+        }
+
+    def generate(self) -> dict[str, Figure]:
+        prompts, new_tokens = self.sizes.prompts, self.sizes.new_tokens
+        print(f"  首个词元/the first token of the first answer: {self.ours('first_token'):.3f} s")
+        mine, theirs = (side("greedy_ids", prompts, new_tokens) for side in (self.ours, self.reference))
+        same = sum(a == b for a, b in zip(mine, theirs, strict=True))
+        print(f"  贪心结果相同/greedy ids identical: {same} / {prompts}")
+        one = [functools.partial(side, "generate", prompts, new_tokens) for side in (self.ours, self.reference)]
+        batch = [
+            functools.partial(self.ours, "generate_batch", self.sizes.batch_prompts, new_tokens),
+            functools.partial(self.reference, "generate_batch", self.sizes.single_prompts, new_tokens),
+        ]
+        return {
+            "generate": Figure(*self.rates(*one), "tokens/s"),
+            "generate_batch": Figure(*self.rates(*batch), "prompts/s"),
+        }
+
+    def tokenizer(self) -> dict[str, Figure]:
+        """Only reported: the training itself is the tokenizers library's on both sides."""
+        report = json.loads((self.inputs.tokenizer / "metrics.json").read_text(encoding="utf-8"))
+        lines = "\n".join(self.inputs.texts).encode()[: report["bytes"]].decode(errors="ignore").split("\n")
+        seconds, megabytes = self.reference("tokenizer_training", lines, report["vocabulary"])
+        size = report["bytes"] / 1e6
+        print(
+            f"  {size:.1f} MB, {report['vocabulary']:,} 词元/tokens: {size / report['seconds']:.2f} MB/s, "
+            f"peak {report['peak_megabytes'] or 0:.0f} MB of the process; stock ByteLevelBPETokenizer "
+            f"{size / seconds:.2f} MB/s, {megabytes or 0:.0f} MB above what stood"
+        )
+        return {}
+
+
+def print_table(figures: dict[str, Figure], bars: dict[str, tuple[str, float]]) -> None:
+    print("\n| measure | ours | reference | ratio, median (least to most) | bar |\n|---|---|---|---|---|")
+    for name, figure in figures.items():
+        title, bar = bars[name]
+        ratios = figure.ratios
+        mine, theirs = (f"{statistics.median(side):,.4g}" for side in (figure.ours, figure.reference))
+        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        print(f"| {title} | {mine} {figure.unit} | {theirs} {figure.unit} | {spread} | {bar:g} |")
+
+
+def machine() -> str:
+    name = torch.cpu.get_capabilities().get("cpu_name", platform.processor())
+    return f"{name}, {torch.get_num_threads()} 线程/threads, torch {torch.__version__}, {platform.platform()}"
+
+
+def main() -> None:
+    (args,) = parse(BenchmarkArguments, description=__doc__)
+    if unknown := set(args.sections or ()) - set(SECTIONS):
+        raise UserError(f"--sections {unknown.pop()}: the sections are {', '.join(SECTIONS)}")
+    if args.json and not Path(args.json).resolve().parent.is_dir():
+        raise UserError(f"没有这个文件夹/no folder for --json {args.json}: make it first")
+    sizes = SMOKE if args.smoke else Sizes(**LONG) if args.long else Sizes()
+    bars = BARS | ({"time_to_loss": (BARS["time_to_loss"][0], LONG_BAR)} if args.long else {})
+    sections = ["time_to_loss"] if args.long else args.sections or SECTIONS
+    start = time.time()
+    print(machine())
+    figures: dict[str, Figure] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        inputs = read_inputs(args, sizes, Path(folder))
+        benchmark = Benchmark(inputs, sizes)
+        for section in sections:
+            print(f"{section} ...", flush=True)
+            figures |= getattr(benchmark, section)()
+            print(f"  {time.time() - start:.0f} s", flush=True)
+        benchmark.close()
+    print_table(figures, bars)
+    if args.json:
+        result = {
+            "measures": {name: statistics.median(figure.ratios) for name, figure in figures.items()},
+            "rounds": {name: asdict(figure) | {"ratios": figure.ratios} for name, figure in figures.items()},
+            "machine": machine(),
+            "seconds": round(time.time() - start),
+        }
+        partial = Path(f"{args.json}.partial")
+        partial.write_text(json.dumps(result, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        partial.replace(args.json)
+
+
+if __name__ == "__main__":
+    run(main)
