@@ -184,6 +184,7 @@ class Project(Engine):
             output_dir=self.scratch(), max_steps=steps, eval_strategy="no", seed=SEED, **QUIET | options
         )
         model = self.pretraining.new_model(self.tokenizer, training.dropout)
+        self.pretraining.start_at_token_frequencies(model, self.blocks.tokens)
         use_chunked_head(model)
         optimizers = optimizers_for(model, training)
         return Trainer(model, training, train_dataset=self.blocks, optimizers=optimizers)

@@ -12,7 +12,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from med_model.data import Message
 from med_model.generate import generate_answers, prompt_room
-from med_model.loss import token_log_probs
+from med_model.loss import label_log_probs
 from med_model.prompt import END_OF_TEXT, IGNORE, IM_END, encode_text, fit_answer, fit_prompt, fit_text
 from med_model.urgency import is_urgent
 
@@ -95,7 +95,7 @@ def score(model: PreTrainedModel, rows: Sequence[tuple[list[int], list[int]]]) -
         mask = targets != IGNORE
         hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1]
         log_probs = torch.zeros(mask.shape, device=model.device)
-        log_probs[mask] = token_log_probs(hidden[mask], model.get_output_embeddings().weight, targets[mask])[0]
+        log_probs[mask] = label_log_probs(hidden[mask], model.get_output_embeddings().weight, targets[mask])
         for i, total, count in zip(batch, log_probs.cpu().double().sum(1).tolist(), mask.sum(1).tolist(), strict=True):
             results[i] = (total, count)
     return results

@@ -1,44 +1,53 @@
-"""The one way text is generated here: a loop with a key-value cache, for one prompt or a batch, token by token."""
+"""The one way text is generated here: with a key-value cache, for one prompt or a batch, token by token."""
 
 from collections.abc import Iterator
 
 import torch
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
-from transformers import (
-    DynamicCache,
-    GenerationConfig,
-    LogitsProcessorList,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from med_model.command import UserError
+from med_model.decode import Decoder, require_gpt2
 
 BROKEN = "\ufffd"  # what bytes that make no character decode to: a model may produce them, nobody can read them
+# Rows of a batch. 200 exam questions on one core: 32 rows 1.88 s, 64 1.67, 100 1.74, 200 1.82. At 512 positions 64
+# rows of our models keep 268 MB of keys and values.
+BATCH_SIZE = 64
 
 
-def _processors(settings: GenerationConfig) -> LogitsProcessorList:
-    """The processors of `model.generate`, in its order."""
-    processors = LogitsProcessorList()
+def _choose(logits: Tensor, said: Tensor, settings: GenerationConfig, generator: torch.Generator | None) -> Tensor:
+    """The next token of each row, (rows,), chosen as `model.generate` does, from the same random numbers.
+
+    `logits` (rows, vocab) are changed in place; `said` (rows, n) are the ids that the repetition penalty is for.
+    """
+    scores = logits.float()
     if settings.repetition_penalty not in (None, 1.0):
-        processors.append(RepetitionPenaltyLogitsProcessor(settings.repetition_penalty))
-    if settings.do_sample:
-        if settings.temperature not in (None, 1.0):
-            processors.append(TemperatureLogitsWarper(settings.temperature))
-        if settings.top_k:
-            processors.append(TopKLogitsWarper(settings.top_k))
-        if settings.top_p not in (None, 1.0):
-            processors.append(TopPLogitsWarper(settings.top_p))
-    return processors
+        old = scores.gather(1, said)
+        penalized = torch.where(old < 0, old * settings.repetition_penalty, old / settings.repetition_penalty)
+        scores.scatter_(1, said, penalized)
+    if not settings.do_sample:
+        return scores.max(-1).indices  # the first of the largest as argmax, in a third of its time on a CPU
+    if settings.temperature not in (None, 1.0):
+        scores = scores / settings.temperature
+    if settings.top_k or settings.top_p not in (None, 1.0):
+        scores = torch.where(scores < _least_kept(scores, settings), -torch.inf, scores)
+    return torch.multinomial(scores.softmax(-1), 1, generator=generator)[:, 0]
+
+
+def _least_kept(scores: Tensor, settings: GenerationConfig) -> Tensor:
+    """The smallest score of each row that top-k and then top-p keep, (rows, 1)."""
+    count = min(settings.top_k or scores.shape[-1], scores.shape[-1])
+    rising = scores.topk(count).values.flip(-1)  # (rows, count): 0.04 ms for 40 of 20,000, sorting them all 1 ms
+    if settings.top_p in (None, 1.0):
+        return rising[:, :1]
+    dropped = (rising.softmax(-1).cumsum(-1) <= 1 - settings.top_p).sum(-1, keepdim=True)
+    return rising.gather(1, dropped.clamp(max=count - 1))
 
 
 def prompt_room(model: PreTrainedModel, settings: GenerationConfig) -> int:
     """Tokens that a prompt may have, so that the longest answer fits behind it; UserError where there are none."""
+    require_gpt2(model)
     room = model.config.n_positions - settings.max_new_tokens
     if room < 1:
         raise UserError(
@@ -58,42 +67,34 @@ def generate_ids(
     """Yields the next token of every prompt, (batch,) on the CPU, until each has stopped.
 
     A row that has stopped goes on as pad. Ends after settings.max_new_tokens, or where the model's positions end.
+    Raises UserError for a model that is not a GPT-2.
     """
-    device = model.device
+    require_gpt2(model)
     width = max(map(len, prompts))
-    pad, stops = settings.pad_token_id, torch.tensor(settings.eos_token_id, device=device).reshape(-1)
-    # Left padding, so that all rows end, and go on, at the same column.
-    ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    padded = bool((mask == 0).any())
-    cache = DynamicCache(config=model.config)
-    processors = _processors(settings)
-    running = torch.ones(len(prompts), dtype=torch.bool, device=device)
-    step_ids = ids
-    for _ in range(min(settings.max_new_tokens, model.config.n_positions - width)):
-        logits = model(
-            input_ids=step_ids,
-            position_ids=positions,
-            attention_mask=mask if padded else None,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        scores = processors(ids, logits.float())
-        if settings.do_sample:
-            chosen = torch.multinomial(scores.softmax(-1), 1, generator=generator)[:, 0]
-        else:
-            chosen = scores.argmax(-1)
-        chosen = torch.where(running, chosen, pad)
-        yield chosen.cpu()
-        running = running & ~torch.isin(chosen, stops)
-        if not running.any():
+    room = min(settings.max_new_tokens, model.config.n_positions - width)
+    if room < 1:
+        return
+    stops = set(torch.tensor(settings.eos_token_id).reshape(-1).tolist())
+    # Filled up with a token that the prompt has said anyway, so that the penalty is what it is for the prompt alone.
+    said = torch.tensor([prompt + prompt[-1:] * (width + room - len(prompt)) for prompt in prompts])
+    said = said.to(model.device)  # (rows, width + room)
+    decoder = Decoder(model, len(prompts), width + room)
+    logits = decoder.prefill(prompts)
+    owners = list(range(len(prompts)))  # the prompt that each row of the decoder belongs to
+    for length in range(width, width + room):
+        chosen = _choose(logits, said[:, :length], settings, generator)
+        said[:, length] = chosen
+        tokens, column = chosen.tolist(), [settings.pad_token_id] * len(prompts)
+        for owner, token in zip(owners, tokens, strict=True):
+            column[owner] = token
+        yield torch.tensor(column)
+        running = [row for row, token in enumerate(tokens) if token not in stops]
+        if not running or length + 1 == width + room:
             return
-        step_ids = chosen[:, None]
-        ids = torch.cat([ids, step_ids], dim=1)
-        mask = torch.cat([mask, torch.ones_like(step_ids)], dim=1)
-        positions = positions[:, -1:] + 1
+        if len(running) < len(tokens):  # at once: moving a row costs about what computing it for one step would
+            order = decoder.keep(running)
+            owners, chosen, said = [owners[row] for row in order], chosen[order], said[order]
+        logits = decoder.step(chosen)
 
 
 def stream_text(
@@ -121,12 +122,12 @@ def generate_answers(
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[list[int]],
     settings: GenerationConfig,
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
 ) -> list[tuple[str, bool]]:
-    """(text, whether it stopped by itself) for each prompt; in batches of prompts of like length."""
+    """(text, whether it stopped by itself) for each prompt; in batches of prompts of like length, longest first."""
     stops = set(torch.tensor(settings.eos_token_id).reshape(-1).tolist())
     answers: list[tuple[str, bool]] = [("", False)] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         columns = list(generate_ids(model, [prompts[i] for i in rows], settings))

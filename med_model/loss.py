@@ -17,16 +17,25 @@ from med_model.prompt import IGNORE
 
 CHUNK_TOKENS = {"cpu": 256}  # measured on two cores of an AVX-512 server: 128 to 512 alike, 2048 a fifth slower
 DEFAULT_CHUNK_TOKENS = 4096  # a GPU wants large products; 4096 x 20,000 floats are 330 MB
+KEPT_PROBABILITY_BYTES = 512 * 2**20  # up to here they are kept for the backward pass instead of made again
+SMALLEST_PROBABILITY = torch.finfo(torch.float32).tiny  # a loss of 87 nats; its gradient is right beyond that too
 
 
-def _chunks(hidden: Tensor) -> range:
-    return range(0, hidden.size(0), CHUNK_TOKENS.get(hidden.device.type, DEFAULT_CHUNK_TOKENS))
+def _chunk_tokens(hidden: Tensor) -> int:
+    return CHUNK_TOKENS.get(hidden.device.type, DEFAULT_CHUNK_TOKENS)
 
 
-def _logits(hidden: Tensor, weight: Tensor, start: int) -> Tensor:
-    """Float32 logits of the chunk of rows that begins at `start`: (chunk, vocab)."""
-    rows = hidden[start : start + _chunks(hidden).step]
-    return (rows @ weight.to(rows.dtype).T).float()
+def _compute_dtype(hidden: Tensor) -> torch.dtype:
+    """What autocast multiplies in, where it is on. Asked for once: weights are not converted for each chunk."""
+    device = hidden.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    else:  # sums of bfloat16 products stay in float32
+        total += a @ b
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -34,65 +43,77 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor, divisor: Tensor) -> Tensor:
+        dtype = _compute_dtype(hidden)
+        rows, table = hidden.to(dtype), weight.to(dtype)
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        grad_hidden = torch.empty_like(hidden)
+        grad_rows = torch.empty_like(rows)
         grad_weight = torch.zeros_like(weight)
-        for start in _chunks(hidden):
-            log_probs = torch.log_softmax(_logits(hidden, weight, start), dim=-1)
-            chunk_labels = labels[start : start + log_probs.size(0), None]
-            loss -= log_probs.gather(1, chunk_labels).sum() / divisor
-            # d loss / d logits = (softmax - onehot) / divisor
-            grad_logits = log_probs.exp_()
-            grad_logits.scatter_add_(1, chunk_labels, torch.full_like(chunk_labels, -1, dtype=grad_logits.dtype))
-            grad_logits = grad_logits.div_(divisor).to(hidden.dtype)
-            rows = slice(start, start + log_probs.size(0))
-            torch.mm(grad_logits, weight.to(hidden.dtype), out=grad_hidden[rows])
-            if grad_weight.dtype == hidden.dtype:
-                grad_weight.addmm_(grad_logits.T, hidden[rows])
-            else:
-                grad_weight += grad_logits.T @ hidden[rows]
-        ctx.save_for_backward(grad_hidden, grad_weight)
-        return loss
+        step = _chunk_tokens(hidden)
+        for start in range(0, len(rows), step):
+            chunk, targets = rows[start : start + step], labels[start : start + step, None]
+            # One pass over the logits: the loss is read off the probabilities, which also are all but the gradient.
+            probs = torch.softmax((chunk @ table.T).float(), dim=-1)
+            loss -= probs.gather(1, targets).clamp_(min=SMALLEST_PROBABILITY).log_().sum()
+            # d loss / d logits = softmax - onehot
+            probs.scatter_add_(1, targets, torch.full_like(targets, -1, dtype=probs.dtype))
+            grad_logits = probs.to(table.dtype)
+            torch.mm(grad_logits, table, out=grad_rows[start : start + step])
+            _add_product(grad_weight, grad_logits.T, chunk)
+        ctx.save_for_backward(grad_rows, grad_weight, divisor)
+        ctx.hidden_dtype = hidden.dtype
+        return loss / divisor
 
     @staticmethod
     def backward(ctx, grad_loss: Tensor):
-        grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad_loss, grad_weight * grad_loss, None, None
+        grad_rows, grad_weight, divisor = ctx.saved_tensors
+        scale = grad_loss / divisor
+        return grad_rows.to(ctx.hidden_dtype).mul_(scale), grad_weight.mul_(scale), None, None
 
 
 class _TokenLogProbs(torch.autograd.Function):
-    """log p(label) of each row; the backward pass makes a chunk's logits again."""
+    """log p(label) of each row; the backward pass keeps the probabilities, or makes them again where they are many."""
 
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        pieces = []
-        for start in _chunks(hidden):
-            log_probs = torch.log_softmax(_logits(hidden, weight, start), dim=-1)
-            chunk_labels = labels[start : start + log_probs.size(0)]
-            chosen = log_probs.gather(1, chunk_labels[:, None])[:, 0]
-            is_top = log_probs.argmax(1) == chunk_labels
-            entropy = -(log_probs.exp() * log_probs).sum(1)
-            pieces.append((chosen, entropy, is_top))
-        empty = (hidden.new_zeros(0), hidden.new_zeros(0), hidden.new_zeros(0, dtype=torch.bool))
-        chosen, entropy, is_top = (torch.cat(column) for column in zip(*(pieces or [empty]), strict=True))
-        ctx.save_for_backward(hidden, weight, labels)
+        dtype = ctx.dtype = _compute_dtype(hidden)
+        rows, table = hidden.to(dtype), weight.to(dtype)
+        chosen, entropy = (torch.empty(len(rows), dtype=torch.float32, device=rows.device) for _ in range(2))
+        is_top = torch.empty(len(rows), dtype=torch.bool, device=rows.device)
+        keep = any(ctx.needs_input_grad) and len(rows) * len(table) * 4 <= KEPT_PROBABILITY_BYTES
+        kept: list[Tensor] = []
+        step = _chunk_tokens(hidden)
+        for start in range(0, len(rows), step):
+            part = slice(start, start + step)
+            logits = (rows[part] @ table.T).float()
+            targets = labels[part, None]
+            probs = torch.softmax(logits, dim=-1)
+            top, top_ids = logits.max(dim=1, keepdim=True)
+            log_sum = top - probs.gather(1, top_ids).log_()  # the largest probability is never rounded to zero
+            chosen[part] = (logits.gather(1, targets) - log_sum)[:, 0]
+            entropy[part] = log_sum[:, 0] - torch.linalg.vecdot(probs, logits)
+            is_top[part] = (top_ids == targets)[:, 0]
+            if keep:
+                kept.append(probs)
+        ctx.save_for_backward(hidden, weight, labels, *kept)
         ctx.mark_non_differentiable(entropy, is_top)
         return chosen, entropy, is_top
 
     @staticmethod
     def backward(ctx, grad_log_probs: Tensor, _entropy, _is_top):
-        hidden, weight, labels = ctx.saved_tensors
-        grad_hidden = torch.empty_like(hidden)
+        hidden, weight, labels, *kept = ctx.saved_tensors
+        rows, table = hidden.to(ctx.dtype), weight.to(ctx.dtype)
+        grad_rows = torch.empty_like(rows)
         grad_weight = torch.zeros_like(weight)
-        for start in _chunks(hidden):
+        step = _chunk_tokens(hidden)
+        for start in range(0, len(rows), step):
+            part = slice(start, start + step)
             # d log p(label) / d logits = onehot - softmax
-            probs = torch.softmax(_logits(hidden, weight, start), dim=-1)
-            rows = slice(start, start + probs.size(0))
-            grad = grad_log_probs[rows, None]
-            grad_logits = probs.mul_(-grad).scatter_add_(1, labels[rows, None], grad.to(probs.dtype)).to(hidden.dtype)
-            grad_hidden[rows] = grad_logits @ weight.to(hidden.dtype)
-            grad_weight += (grad_logits.T @ hidden[rows]).to(weight.dtype)
-        return grad_hidden, grad_weight, None
+            probs = kept[start // step] if kept else torch.softmax((rows[part] @ table.T).float(), dim=-1)
+            grad = grad_log_probs[part, None]
+            grad_logits = probs.mul_(-grad).scatter_add_(1, labels[part, None], grad.to(probs.dtype)).to(table.dtype)
+            torch.mm(grad_logits, table, out=grad_rows[part])
+            _add_product(grad_weight, grad_logits.T, rows[part])
+        return grad_rows.to(hidden.dtype), grad_weight, None
 
 
 def linear_cross_entropy(
@@ -105,7 +126,20 @@ def linear_cross_entropy(
     divisor = torch.as_tensor(labels.numel() if divisor is None else divisor, device=hidden.device).clamp(min=1)
     if torch.is_grad_enabled():
         return _LinearCrossEntropy.apply(hidden, weight, labels, divisor)
-    return -token_log_probs(hidden, weight, labels)[0].sum() / divisor
+    return -label_log_probs(hidden, weight, labels).sum() / divisor
+
+
+@torch.no_grad()
+def label_log_probs(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """log p(label) of each row in nats, for scoring: without gradient; shapes as token_log_probs."""
+    dtype, step = _compute_dtype(hidden), _chunk_tokens(hidden)
+    table = weight.to(dtype)
+    log_probs = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+    for start in range(0, len(hidden), step):
+        part = slice(start, start + step)
+        logits = (hidden[part].to(dtype) @ table.T).float()
+        log_probs[part] = logits.gather(1, labels[part, None])[:, 0] - logits.logsumexp(1)
+    return log_probs
 
 
 def token_log_probs(hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -133,13 +167,23 @@ def use_chunked_head(model: PreTrainedModel) -> None:
 
     Called with `fused_lm_head=True` it returns TokenScores, as TRL's own (private) head does, so that the trainers'
     losses stay TRL's. Without labels the model is what it was. The weights, and what is saved, do not change.
+
+    Batches are padded on the right, where causal attention never looks: the mask is checked and then left out.
     """
     original_forward = type(model).forward.__get__(model)
 
     @functools.wraps(type(model).forward)
-    def forward(*args, labels: Tensor | None = None, fused_lm_head: bool = False, num_items_in_batch=None, **kwargs):
+    def forward(
+        *args,
+        labels: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        fused_lm_head: bool = False,
+        num_items_in_batch=None,
+        **kwargs,
+    ):
         if labels is None:
-            return original_forward(*args, **kwargs)
+            return original_forward(*args, attention_mask=attention_mask, **kwargs)
+        assert attention_mask is None or attention_mask[:, 0].all(), "rows must be padded on the right"
         kwargs["use_cache"] = False
         hidden = model.base_model(*args, **kwargs).last_hidden_state[:, :-1]  # (batch, seq - 1, width)
         targets = labels[:, 1:]

@@ -2,9 +2,10 @@ import copy
 
 import pytest
 import torch
-from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
+from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from med_model.generate import generate_answers, generate_ids, stream_text
+from med_model.command import UserError
+from med_model.generate import generate_answers, generate_ids, prompt_room, stream_text
 from med_model.prompt import END_OF_TEXT, IM_END, encode_text
 
 POSITIONS = 128
@@ -85,7 +86,22 @@ def test_a_repetition_penalty_changes_what_is_said(model, tokenizer):
 
 
 @pytest.mark.parametrize(
-    "options", [{"temperature": 0.7}, {"top_k": 5}, {"top_p": 0.6}, {"repetition_penalty": 1.3}, {}], ids=str
+    "options",
+    [
+        {"temperature": 0.7},
+        {"top_k": 1},
+        {"top_k": 5},
+        {"top_k": 0},
+        {"top_k": 10_000},
+        {"top_p": 0.01},
+        {"top_p": 0.6},
+        {"top_p": 1.0},
+        {"top_k": 0, "top_p": 1.0},
+        {"repetition_penalty": 1.3},
+        {"repetition_penalty": 0.8},
+        {},
+    ],
+    ids=str,
 )
 def test_sampled_ids_are_those_of_transformers_at_the_same_seed(model, tokenizer, options):
     everything = {"temperature": 1.5, "top_k": 40, "top_p": 0.95, "repetition_penalty": 1.1}
@@ -117,6 +133,20 @@ def test_a_row_that_stops_goes_on_as_pad_while_the_others_say_what_they_say_alon
     rows = generate_rows(model, prompts[:2], settings)
     assert rows[0] == alone[0][:length] + [tokenizer.pad_token_id] * (30 - length)
     assert rows[1] == alone[1]
+
+
+@pytest.mark.parametrize("repetition_penalty", [1.0, 1.3])
+def test_rows_that_stop_one_after_the_other_say_what_they_say_alone(model, tokenizer, repetition_penalty):
+    prompts = [encode_text(tokenizer, text) for text in "高血压，糖尿病怎么办？多吃蔬菜少盐"]
+    prompts = [prompt + prompts[0] * (i % 3) for i, prompt in enumerate(prompts)]
+    settings = settings_for(tokenizer, repetition_penalty=repetition_penalty)
+    # One token in 20 stops: some rows stop at once, some late, some never.
+    settings.eos_token_id = list(range(0, len(tokenizer), 20))
+    alone = [generate_rows(model, [prompt], settings)[0] for prompt in prompts]
+    assert len(set(map(len, alone))) > 5
+    length = max(map(len, alone))
+    padded = [row + [tokenizer.pad_token_id] * (length - len(row)) for row in alone]
+    assert generate_rows(model, prompts, settings) == padded
 
 
 def test_it_ends_when_every_row_has_stopped(model, tokenizer):
@@ -200,3 +230,30 @@ def test_a_seed_repeats_what_is_sampled_and_another_seed_does_not(model, tokeniz
         generate_rows(model, [prompt], settings, torch.Generator().manual_seed(s)) for s in (7, 7, 8)
     )
     assert first == second != other
+
+
+def test_a_model_trained_further_is_asked_as_it_is_now(random_gpt2, tokenizer):
+    model, settings, prompt = random_gpt2(POSITIONS), settings_for(tokenizer), encode_text(tokenizer, "高血压")
+    before = generate_rows(model, [prompt], settings)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    after = generate_rows(model, [prompt], settings)
+    assert before[0] != after[0] == generate_with_transformers(model, prompt, settings)
+
+
+def test_a_model_that_is_no_gpt2_is_refused_by_its_type(tokenizer):
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    llama, settings = LlamaForCausalLM(config), settings_for(tokenizer)
+    with pytest.raises(UserError, match="llama"):
+        next(generate_ids(llama, [[1, 2]], settings))
+    with pytest.raises(UserError, match="llama"):
+        prompt_room(llama, settings)

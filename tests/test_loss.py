@@ -6,7 +6,7 @@ from torch.nn.functional import cross_entropy
 from transformers import GPT2Config, GPT2LMHeadModel
 from trl.trainer.utils import add_fused_lm_head
 
-from med_model.loss import CHUNK_TOKENS, linear_cross_entropy, token_log_probs, use_chunked_head
+from med_model.loss import CHUNK_TOKENS, label_log_probs, linear_cross_entropy, token_log_probs, use_chunked_head
 from med_model.prompt import IGNORE
 
 TOKENS, WIDTH, VOCABULARY = 23, 16, 50
@@ -75,13 +75,16 @@ def test_cross_entropy_without_gradients_has_the_same_value(head):
         torch.testing.assert_close(linear_cross_entropy(*head), loss.detach(), atol=1e-5, rtol=0)
 
 
-def test_token_log_probs_and_their_gradients_are_torchs(head):
+@pytest.mark.parametrize("kept_bytes", [0, 2**20])
+def test_token_log_probs_and_their_gradients_are_torchs(head, monkeypatch, kept_bytes):
+    monkeypatch.setattr("med_model.loss.KEPT_PROBABILITY_BYTES", kept_bytes)
     hidden, weight, labels = head
     labels[:5] = (hidden @ weight.T).argmax(1)[:5]
     all_log_probs = torch.log_softmax(hidden @ weight.T, dim=1)
     expected = all_log_probs[torch.arange(TOKENS), labels]
     log_probs, entropy, is_top = token_log_probs(hidden, weight, labels)
     torch.testing.assert_close(log_probs, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(label_log_probs(hidden, weight, labels), expected.detach(), atol=1e-5, rtol=0)
     torch.testing.assert_close(
         entropy, torch.distributions.Categorical(logits=all_log_probs).entropy(), atol=1e-5, rtol=0
     )

@@ -1,4 +1,3 @@
-import importlib.util
 import json
 
 import pytest
@@ -37,16 +36,6 @@ def publish_to(model, tokenizer):
         publish(model, tokenizer, directory, **options)
 
     return to
-
-
-@pytest.fixture(scope="module")
-def run_pretraining():
-    """The script pre_training/py/run_pretraining.py as a module."""
-    file = paths.ROOT / "pre_training" / "py" / "run_pretraining.py"
-    spec = importlib.util.spec_from_file_location("run_pretraining", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def contents(directory):
@@ -173,19 +162,3 @@ def test_a_model_whose_vocabulary_is_not_the_tokenizers_is_an_error(tokenizer, t
         UserError, match=f"model/: the tokenizer has {len(tokenizer)} tokens, the model {len(tokenizer) + 1}"
     ):
         load_model(tmp_path / "model")
-
-
-def test_the_projects_gpt2_has_8_410_624_parameters_at_20_000_tokens(run_pretraining, tokenizer_directory):
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_directory)
-    tokenizer.add_tokens([f"词{number}" for number in range(20_000 - len(tokenizer))])
-    assert len(tokenizer) == 20_000
-    model = run_pretraining.new_model(tokenizer, dropout=0.0)
-    assert model.num_parameters() == 8_410_624
-    assert model.lm_head.weight is model.transformer.wte.weight
-
-
-def test_the_table_of_parts_adds_up_to_all_parameters_of_a_smaller_vocabulary(run_pretraining, tokenizer, capsys):
-    model = run_pretraining.new_model(tokenizer, dropout=0.0)
-    run_pretraining.print_parts(model)
-    *parts, total = [int(line.split()[0].replace(",", "")) for line in capsys.readouterr().out.splitlines()[1:]]
-    assert sum(parts) == total == 8_410_624 - 256 * (20_000 - len(tokenizer))

@@ -56,6 +56,7 @@ class DPOArguments(DPOConfig):
     report_to: str = "none"
     loss_type: list[str] = field(default_factory=lambda: ["sigmoid", "sft"])  # the second keeps the good answer likely
     max_length: int | None = 512  # the model's positions
+    train_sampling_strategy: str = "group_by_length"  # pairs of like length share a batch: little padding
     include_num_input_tokens_seen: str = "non_padding"  # for the speed shown
     activation_checkpointing: bool | None = False  # saves memory that a model this small does not need
     precompute_ref_log_probs: bool = True  # the reference is run once, before training
@@ -120,6 +121,7 @@ def reference_scores(model: PreTrainedModel, pairs: list[Pair], training: DPOCon
 
 def dataset_of(pairs: list[Pair], reference: list[tuple[float, float]]) -> Dataset:
     columns = {key: [getattr(pair, key) for pair in pairs] for key in Pair._fields}
+    columns["length"] = [len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in pairs]
     columns["ref_chosen_logps"], columns["ref_rejected_logps"] = map(list, zip(*reference, strict=True))
     return Dataset.from_dict(columns)
 

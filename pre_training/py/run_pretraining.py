@@ -108,9 +108,23 @@ def new_model(tokenizer: PreTrainedTokenizerBase, dropout: float) -> GPT2LMHeadM
         bos_token_id=end,
         eos_token_id=end,
         pad_token_id=tokenizer.pad_token_id,
+        activation_function="gelu_pytorch_tanh",  # GPT-2's own, which "gelu_new" computes in eight steps
         tie_word_embeddings=True,
     )
     return GPT2LMHeadModel(config)
+
+
+@torch.no_grad()
+def start_at_token_frequencies(model: GPT2LMHeadModel, tokens: np.ndarray) -> None:
+    """Lets the untrained model predict every token as often as it stands in `tokens`, whatever came before.
+
+    That is what training would learn first. The log-frequency goes into the mean of a token's embedding: every layer
+    norm takes the mean away, so that no layer sees it, and only the bias of the last norm reads it.
+    """
+    counts = torch.from_numpy(np.bincount(tokens, minlength=model.config.vocab_size)).float() + 1
+    log_frequencies = (counts / counts.sum()).log()
+    model.transformer.ln_f.bias.fill_(1.0)
+    model.transformer.wte.weight += (log_frequencies - log_frequencies.mean())[:, None] / model.config.n_embd
 
 
 def print_parts(model: GPT2LMHeadModel) -> None:
@@ -155,6 +169,7 @@ def main() -> None:
 
     set_seed(training.seed)
     model = new_model(tokenizer, training.dropout)
+    start_at_token_frequencies(model, blocks.tokens)
     print_parts(model)
     use_chunked_head(model)
     trainer = Trainer(
