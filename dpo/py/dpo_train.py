@@ -25,7 +25,7 @@ from med_model.command import UserError, parse, run
 from med_model.data import preference_of, read_split
 from med_model.evaluate import Pair, encode_pairs, preference_measures, preference_scores
 from med_model.loss import use_chunked_head
-from med_model.model import load_model, load_tokenizer, use_bf16
+from med_model.model import choose_precision, load_model, load_tokenizer
 from med_model.prompt import CHAT_STOPS
 from med_model.training import StageArguments, check_output, finish, train
 
@@ -57,14 +57,15 @@ class DPOArguments(DPOConfig):
     loss_type: list[str] = field(default_factory=lambda: ["sigmoid", "sft"])  # the second keeps the good answer likely
     max_length: int | None = 512  # the model's positions
     train_sampling_strategy: str = "group_by_length"  # pairs of like length share a batch: little padding
+    remove_unused_columns: bool = False  # the `length` that they are grouped by is no input of the model
     include_num_input_tokens_seen: str = "non_padding"  # for the speed shown
     activation_checkpointing: bool | None = False  # saves memory that a model this small does not need
     precompute_ref_log_probs: bool = True  # the reference is run once, before training
-    bf16: bool | None = None  # where the GPU has it
+    bf16: bool | None = None  # where the device multiplies in it
     dataloader_pin_memory: bool = torch.cuda.is_available()
 
     def __post_init__(self):
-        self.bf16 = use_bf16(self) if self.bf16 is None else self.bf16
+        choose_precision(self)
         super().__post_init__()
 
 

@@ -20,7 +20,7 @@ from med_model.command import UserError, parse, run
 from med_model.data import Message, conversation_of, read_split
 from med_model.evaluate import Question, answer_measures, answer_questions
 from med_model.loss import use_chunked_head
-from med_model.model import greedy, load_model, load_tokenizer, use_bf16
+from med_model.model import choose_precision, greedy, load_model, load_tokenizer
 from med_model.optimizer import MUON_HELP, optimizers_for
 from med_model.prompt import CHAT_STOPS, IGNORE, Example, training_example
 from med_model.training import StageArguments, check_output, finish, train
@@ -57,7 +57,7 @@ class SFTArguments(SFTConfig):
     train_sampling_strategy: str = "group_by_length"  # rows of like length share a batch: little padding
     include_num_input_tokens_seen: str = "non_padding"  # for the speed shown
     activation_checkpointing: bool | None = False  # saves memory that a model this small does not need
-    bf16: bool | None = None  # where the GPU has it
+    bf16: bool | None = None  # where the device multiplies in it
     dataloader_pin_memory: bool = torch.cuda.is_available()
     muon: bool = field(default=True, metadata={"help": MUON_HELP})
     dropout: float = field(
@@ -65,7 +65,7 @@ class SFTArguments(SFTConfig):
     )
 
     def __post_init__(self):
-        self.bf16 = use_bf16(self) if self.bf16 is None else self.bf16
+        choose_precision(self)
         super().__post_init__()
 
 
