@@ -70,7 +70,7 @@ class Sizes:
     reference_steps: int = 8
     roof_repeats: int = 5
     reference_slots: int = 300_000  # token slots, padding counted, that the reference's loss is taken after
-    our_plan: int = 150  # steps that our schedule is laid out for; begun anew with half as many more if they miss
+    our_plan: int = 40  # steps that our schedule is laid out for; begun anew with half as many more if they miss
     rows: int = 160
     pairs: int = 48
     prompts: int = 6
@@ -79,7 +79,7 @@ class Sizes:
     single_prompts: int = 12  # of those, one at a time
 
 
-LONG = {"reference_slots": 1_500_000, "our_plan": 500}
+LONG = {"rounds": 1, "reference_slots": 1_500_000, "our_plan": 200}
 SMOKE = Sizes(1, 0.2, 3_000, 2, 1, 1, 4_096, 3, 8, 4, 1, 8, 4, 1)
 
 
