@@ -10,38 +10,21 @@ Writes nothing, or the figures to --json FILE
 
 import functools
 import json
-import multiprocessing
 import platform
-import random
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from engines import (
-    BLOCK_TOKENS,
-    REFERENCE_BATCH,
-    SEED,
-    Engine,
-    Inputs,
-    Measured,
-    Project,
-    Reference,
-    call_worker,
-    stage,
-    start_worker,
-)
-from transformers import AutoTokenizer
+from engines import BLOCK_TOKENS, REFERENCE_BATCH, Measured, Worker
+from inputs import Inputs, read_inputs
+from project import Project
+from reference import Reference
 
-from med_model import paths
 from med_model.command import UserError, parse, run
-from med_model.data import conversation_of, document_of, preference_of, read_all
 
 BARS = {  # measure: (title, bar); each figure is ours over the reference's, above 1 where ours is better
     "pretrain_mixed": ("预训练，长短不一/pre-training, real tokens/s, mixed lengths", 5.0),
@@ -98,62 +81,6 @@ class BenchmarkArguments:
     json: str | None = field(default=None, metadata={"help": "Write the figures to this file."})
     long: bool = field(default=False, metadata={"help": "Only time_to_loss, against 1.5M token slots."})
     smoke: bool = field(default=False, metadata={"help": "A few seconds of each section: shows that it runs."})
-
-
-def read_inputs(args: BenchmarkArguments, sizes: Sizes, folder: Path) -> Inputs:
-    """Reads the data, trains a tokenizer on it and lays an untrained model beside it."""
-    texts, heldout = [paths.PRETRAINING_DATA], [paths.HELDOUT_TEXT]
-    rows, pairs = [paths.SFT_DATA], [paths.DPO_DATA]
-    if args.data and (Path(args.data[0]) / "pretrain").is_dir():
-        data = Path(args.data[0])
-        texts, heldout = [data / "pretrain"], [data / "dev"]
-        rows, pairs = [data / "sft" / "train.jsonl"], [data / "dpo" / "train.jsonl"]
-    elif args.data:
-        texts, heldout = args.data, None
-    documents = read_all(texts, document_of)
-    random.Random(SEED).shuffle(documents)
-    if heldout is None:
-        count = max(1, len(documents) // 50)
-        heldout_documents, documents = documents[:count], documents[count:]
-    else:
-        heldout_documents = read_all(heldout, document_of)
-    conversations, preferences = read_all(rows, conversation_of), read_all(pairs, preference_of)
-    for records in (heldout_documents, conversations, preferences):
-        random.Random(SEED).shuffle(records)
-    kept, size = [], 0
-    for text in heldout_documents:
-        if size < sizes.heldout_bytes:
-            kept.append(text)
-            size += len(text.encode())
-
-    train_tokenizer(texts, sizes, folder / "tokenizer")
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-    model = stage("pre_training/py/run_pretraining.py").new_model(tokenizer, dropout=0.0)
-    for part in (model, tokenizer):
-        part.save_pretrained(folder / "base")
-    return Inputs(folder, folder / "tokenizer", folder / "base", documents, kept, conversations, preferences)
-
-
-def train_tokenizer(texts: list, sizes: Sizes, output: Path) -> None:
-    script = [sys.executable, str(paths.ROOT / "pre_training/py/train_tokenizer.py")]
-    options = ["--data", *map(str, texts), "--max_megabytes", str(sizes.megabytes), "--output_model", str(output)]
-    done = subprocess.run([*script, *options], capture_output=True, text=True, encoding="utf-8")
-    if done.returncode:
-        raise UserError(done.stderr.strip())
-
-
-class Worker:
-    """An engine in a process of its own; calling it runs one of its methods there."""
-
-    def __init__(self, engine: type[Engine], inputs: Inputs):
-        context = multiprocessing.get_context("spawn")
-        self.pool = ProcessPoolExecutor(1, context, initializer=start_worker, initargs=(engine, inputs))
-
-    def __call__(self, method: str, *arguments):
-        return self.pool.submit(call_worker, method, arguments).result()
-
-    def close(self) -> None:
-        self.pool.shutdown()
 
 
 @dataclass
@@ -314,7 +241,7 @@ def main() -> None:
     print(machine())
     figures: dict[str, Figure] = {}
     with tempfile.TemporaryDirectory() as folder:
-        inputs = read_inputs(args, sizes, Path(folder))
+        inputs = read_inputs(args.data, sizes.megabytes, sizes.heldout_bytes, Path(folder))
         benchmark = Benchmark(inputs, sizes)
         for section in sections:
             print(f"{section} ...", flush=True)

@@ -1,0 +1,157 @@
+"""The project's engine: what its training scripts run with their defaults, imported from them."""
+
+import statistics
+import time
+
+import torch
+from engines import BLOCK_TOKENS, QUIET, Clock, Engine, Measured, timed
+from inputs import SEED, Inputs, stage
+from transformers import AutoModelForCausalLM, Trainer
+from trl import SFTTrainer
+
+from med_model.generate import generate_answers, generate_ids
+from med_model.loss import CHUNK_TOKENS, use_chunked_head
+from med_model.memory import keep_freed_memory
+from med_model.optimizer import optimizers_for
+
+
+class Project(Engine):
+    """The engine of the project: what its training scripts run, with their defaults."""
+
+    def __init__(self, inputs: Inputs):
+        keep_freed_memory()
+        super().__init__(inputs)
+        self.sft_script, self.dpo_script = stage("sft/py/sft_train.py"), stage("dpo/py/dpo_train.py")
+        self.blocks = self.pretraining.PackedBlocks(self.tokenizer, inputs.texts)
+
+    def _pretraining_trainer(self, steps: int, **options) -> Trainer:
+        training = self.pretraining.PretrainingArguments(
+            output_dir=self.scratch(), max_steps=steps, eval_strategy="no", seed=SEED, **QUIET | options
+        )
+        model = self.pretraining.new_model(self.tokenizer, training.dropout)
+        self.pretraining.start_at_token_frequencies(model, self.blocks.tokens)
+        use_chunked_head(model)
+        optimizers = optimizers_for(model, training)
+        return Trainer(model, training, train_dataset=self.blocks, optimizers=optimizers)
+
+    def pretrain(self, steps: int) -> Measured:
+        clock = timed(self._pretraining_trainer(steps))
+        return Measured(clock.tokens, clock.seconds)
+
+    pretrain_mixed = pretrain_full_blocks = pretrain  # packing makes every text full blocks
+
+    def pretrain_float32(self, steps: int) -> Measured:
+        clock = timed(self._pretraining_trainer(steps, bf16=False))
+        return Measured(clock.tokens, clock.seconds)
+
+    def memory_trainer(self, steps: int) -> Trainer:
+        return self._pretraining_trainer(steps)
+
+    def time_to_loss(self, steps: int, every: int, target: float) -> list[tuple[float, float]]:
+        clock = Clock(self.heldout_bits_per_byte, every, target)
+        return timed(self._pretraining_trainer(steps), clock).curve
+
+    def arithmetic(self) -> dict[str, float]:
+        """FLOP per token of one pre-training step: 6 per parameter that multiplies, and attention over whole rows."""
+        model = self.pretraining.new_model(self.tokenizer, 0.0)
+        config = model.config
+        multiplying = model.num_parameters() - model.transformer.wpe.weight.numel()
+        attention = 3 * 4 * BLOCK_TOKENS * config.n_embd * config.n_layer  # QK and AV, forward and twice backward
+        return {"parameters": 6 * multiplying, "attention": attention}
+
+    def roof(self, repeats: int) -> Measured:
+        """The matrix products of one step alone, in float32, on memory that is there already."""
+        batch = self.pretraining.PretrainingArguments(output_dir=self.scratch(), **QUIET).train_batch_size
+        tokens, width, heads, layers = batch * BLOCK_TOKENS, 256, 4, 4
+        head_chunk = min(tokens, CHUNK_TOKENS["cpu"])
+        shapes = [(tokens, width, 3 * width), (tokens, width, width), (tokens, width, 4 * width)]
+        shapes += [(tokens, 4 * width, width)]
+        shapes = [shape for shape in shapes for _ in range(layers)]
+        shapes += [(head_chunk, width, len(self.tokenizer))] * (tokens // head_chunk)
+        products = []
+        made: dict[tuple, list] = {}  # a shape's memory serves all its layers, as in a training step it would not
+        for m, k, n in shapes:
+            if (m, k, n) not in made:
+                x, weight, y = torch.randn(m, k), torch.randn(k, n), torch.randn(m, n)
+                made[m, k, n] = [
+                    (x, weight, torch.empty(m, n)),  # forward
+                    (y, weight.T, torch.empty(m, k)),  # gradient of the input
+                    (x.T, y, torch.empty(k, n)),  # gradient of the weight
+                ]
+            products += made[m, k, n]
+        rows, head_width = batch * heads, width // heads
+        q, scores = torch.randn(rows, BLOCK_TOKENS, head_width), torch.randn(rows, BLOCK_TOKENS, BLOCK_TOKENS)
+        like_scores, like_q = torch.empty_like(scores), torch.empty_like(q)
+        batched = [(q, q.mT, like_scores), (scores, q, like_q)] * (3 * layers)
+        seconds = []
+        for _ in range(repeats + 1):
+            start = time.perf_counter()
+            for a, b, out in products:
+                torch.mm(a, b, out=out)
+            for a, b, out in batched:
+                torch.bmm(a, b, out=out)
+            seconds.append(time.perf_counter() - start)
+        return Measured(tokens, statistics.median(seconds[1:]))
+
+    def sft(self, rows: int) -> Measured:
+        training = self.sft_script.SFTArguments(
+            output_dir=self.scratch(), num_train_epochs=1, eval_strategy="no", seed=SEED, **QUIET
+        )
+        training.dataset_kwargs = {"skip_prepare_dataset": True}
+        dataset = self.sft_script.encode(self.tokenizer, self.inputs.conversations[:rows], training.max_length, "SFT")
+        model, _ = self.sft_script.load_model(self.inputs.base_model, training.dropout)
+        trainer = SFTTrainer(
+            model=model,
+            args=training,
+            train_dataset=dataset,
+            processing_class=self.tokenizer,
+            optimizers=optimizers_for(model, training),
+        )
+        use_chunked_head(model)
+        return Measured(len(dataset), timed(trainer).seconds)
+
+    def dpo(self, pairs: int) -> tuple[Measured, Measured]:
+        """(first epoch with the reference pass, later epochs)."""
+        training = self.dpo_script.DPOArguments(
+            output_dir=self.scratch(), num_train_epochs=1, eval_strategy="no", seed=SEED, **QUIET
+        )
+        encoded = self.dpo_script.encode(self.tokenizer, self.inputs.pairs[:pairs], training.max_length, "DPO")
+        model, _ = self.dpo_script.load_model(self.inputs.base_model)
+        start = time.perf_counter()
+        reference = self.dpo_script.reference_scores(model, encoded, training)
+        reference_seconds = time.perf_counter() - start
+        trainer = self.dpo_script.ReadyDPOTrainer(
+            model=model,
+            args=training,
+            train_dataset=self.dpo_script.dataset_of(encoded, reference),
+            processing_class=self.tokenizer,
+        )
+        use_chunked_head(model)
+        seconds = timed(trainer).seconds
+        return Measured(len(encoded), seconds + reference_seconds), Measured(len(encoded), seconds)
+
+    def generate(self, prompts: int, new_tokens: int) -> Measured:
+        model, settings, made = self.model, self.settings(True, new_tokens), 0
+        start = time.perf_counter()
+        for prompt in self.prompts[:prompts]:
+            made += sum(1 for _ in generate_ids(model, [prompt], settings))
+        return Measured(made, time.perf_counter() - start)
+
+    def greedy_ids(self, prompts: int, new_tokens: int) -> list[list[int]]:
+        settings = self.settings(False, new_tokens)
+        return [
+            [int(ids) for ids in generate_ids(self.model, [prompt], settings)] for prompt in self.prompts[:prompts]
+        ]
+
+    def first_token(self) -> float:
+        """Seconds from a loaded model to the first token of its first answer."""
+        model = AutoModelForCausalLM.from_pretrained(self.inputs.base_model).eval()
+        start = time.perf_counter()
+        next(generate_ids(model, [self.prompts[0]], self.settings(True, 8)))
+        return time.perf_counter() - start
+
+    def generate_batch(self, prompts: int, new_tokens: int) -> Measured:
+        model, settings = self.model, self.settings(False, new_tokens)
+        start = time.perf_counter()
+        made = len(generate_answers(model, self.tokenizer, self.prompts[:prompts], settings))
+        return Measured(made, time.perf_counter() - start)

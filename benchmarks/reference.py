@@ -1,0 +1,140 @@
+"""The references: `Trainer` as a tutorial writes it, stock TRL trainers, and `model.generate`."""
+
+import copy
+import itertools
+import random
+import sys
+import time
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from engines import (
+    BLOCK_TOKENS,
+    QUIET,
+    REFERENCE_BATCH,
+    Clock,
+    Engine,
+    Measured,
+    status_megabytes,
+    timed,
+)
+from inputs import SEED, Inputs
+from tokenizers import ByteLevelBPETokenizer
+from transformers import DataCollatorForLanguageModeling, GenerationConfig, Trainer, TrainingArguments
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+
+class Reference(Engine):
+    """Hugging Face's Trainer as a tutorial writes it, stock TRL trainers, and `model.generate`."""
+
+    RECIPE = {"per_device_train_batch_size": REFERENCE_BATCH, "learning_rate": 5e-4, "seed": SEED, **QUIET}
+    FLOAT32 = {"bf16": False, "max_length": BLOCK_TOKENS, "seed": SEED, **QUIET}  # what TRL needs to run on a CPU
+
+    def __init__(self, inputs: Inputs):
+        super().__init__(inputs)
+        self.tokenized: dict[int, Dataset] = {}
+
+    def _pretraining_trainer(self, steps: int) -> Trainer:
+        """Every document cut and padded to 512, dropout 0.1, AdamW with linear decay."""
+        shuffled = random.Random(SEED).sample(self.inputs.texts, k=len(self.inputs.texts))
+        texts = list(itertools.islice(itertools.cycle(shuffled), steps * REFERENCE_BATCH))
+        encoded = self.tokenizer(texts, truncation=True, padding="max_length", max_length=BLOCK_TOKENS)
+        return Trainer(
+            self.pretraining.new_model(self.tokenizer, dropout=0.1),
+            TrainingArguments(
+                output_dir=self.scratch(),
+                max_steps=steps,
+                include_num_input_tokens_seen="non_padding",
+                **self.RECIPE,
+            ),
+            train_dataset=Dataset.from_dict({key: encoded[key] for key in ("input_ids", "attention_mask")}),
+            data_collator=DataCollatorForLanguageModeling(self.tokenizer, mlm=False),
+            processing_class=self.tokenizer,
+        )
+
+    def pretrain_mixed(self, steps: int) -> Measured:
+        clock = timed(self._pretraining_trainer(steps))
+        return Measured(clock.tokens, clock.seconds)
+
+    def pretrain_full_blocks(self, steps: int) -> Measured:
+        trainer = Trainer(
+            self.pretraining.new_model(self.tokenizer, dropout=0.0),
+            TrainingArguments(
+                output_dir=self.scratch(), max_steps=steps, include_num_input_tokens_seen="all", **self.RECIPE
+            ),
+            train_dataset=self.pretraining.PackedBlocks(
+                self.tokenizer, self.inputs.texts[: 8 * steps * REFERENCE_BATCH]
+            ),
+        )
+        clock = timed(trainer)
+        return Measured(clock.tokens, clock.seconds)
+
+    def memory_trainer(self, steps: int) -> Trainer:
+        return self._pretraining_trainer(steps)
+
+    def time_to_loss(self, steps: int) -> list[tuple[float, float]]:
+        return timed(self._pretraining_trainer(steps), Clock(self.heldout_bits_per_byte)).curve
+
+    def sft(self, rows: int) -> Measured:
+        trainer = SFTTrainer(
+            model=str(self.inputs.base_model),
+            args=SFTConfig(output_dir=self.scratch(), num_train_epochs=1, **self.FLOAT32),
+            train_dataset=Dataset.from_dict({"messages": self.inputs.conversations[:rows]}),
+            processing_class=self.tokenizer,
+        )
+        return Measured(rows, timed(trainer).seconds)
+
+    def dpo(self, pairs: int) -> Measured:
+        """The reference model is run in every epoch, so that all epochs take the same time."""
+        rows = [
+            {
+                "prompt": prompt,
+                "chosen": [{"role": "assistant", "content": chosen}],
+                "rejected": [{"role": "assistant", "content": rejected}],
+            }
+            for prompt, chosen, rejected in self.inputs.pairs[:pairs]
+        ]
+        trainer = DPOTrainer(
+            model=str(self.inputs.base_model),
+            args=DPOConfig(output_dir=self.scratch(), num_train_epochs=1, **self.FLOAT32),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=self.tokenizer,
+        )
+        return Measured(pairs, timed(trainer).seconds)
+
+    def _generated(self, prompts: int, settings: GenerationConfig) -> list[list[int]]:
+        answers = []
+        for prompt in self.prompts[:prompts]:
+            ids = torch.tensor([prompt])
+            made = self.model.generate(
+                ids, attention_mask=torch.ones_like(ids), generation_config=copy.deepcopy(settings)
+            )
+            answers.append(made[0, len(prompt) :].tolist())
+        return answers
+
+    def greedy_ids(self, prompts: int, new_tokens: int) -> list[list[int]]:
+        return self._generated(prompts, self.settings(False, new_tokens))
+
+    def generate(self, prompts: int, new_tokens: int) -> Measured:
+        self.model.eval()  # loaded before the clock starts
+        start = time.perf_counter()
+        answers = self._generated(prompts, self.settings(True, new_tokens))
+        return Measured(sum(map(len, answers)), time.perf_counter() - start)
+
+    def generate_batch(self, prompts: int, new_tokens: int) -> Measured:
+        """One prompt at a time."""
+        self.model.eval()
+        start = time.perf_counter()
+        return Measured(len(self._generated(prompts, self.settings(False, new_tokens))), time.perf_counter() - start)
+
+    def tokenizer_training(self, lines: list[str], vocab_size: int) -> tuple[float, float | None]:
+        """(seconds, peak MB above the lines) of the stock byte-level BPE."""
+        linux = sys.platform.startswith("linux")
+        if linux:
+            Path("/proc/self/clear_refs").write_text("5")
+        before = status_megabytes("VmRSS") if linux else 0.0
+        start = time.perf_counter()
+        ByteLevelBPETokenizer().train_from_iterator(lines, vocab_size=vocab_size, show_progress=False)
+        seconds = time.perf_counter() - start
+        return seconds, status_megabytes("VmHWM") - before if linux else None
