@@ -1,5 +1,6 @@
 """What both sides of the benchmark share: the clock, and the worker process that an engine runs in."""
 
+import ctypes
 import functools
 import multiprocessing
 import re
@@ -28,7 +29,7 @@ from med_model.model import sampling_defaults
 from med_model.prompt import CHAT_STOPS
 
 REFERENCE_BATCH, BLOCK_TOKENS = 4, 512
-QUIET = {"report_to": "none", "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True}
+QUIET = {"report_to": "none", "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True, "use_cpu": True}
 
 
 @dataclass
@@ -106,7 +107,8 @@ class Engine:
         """MB that pre-training takes at its peak above what stands once the model is built; None but on Linux."""
         if not sys.platform.startswith("linux"):
             return None
-        trainer = self.memory_trainer(steps)
+        trainer = self.pretraining_trainer(steps)
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what reading the texts has freed is nothing that stands
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak, proc(5)
         before = status_megabytes("VmRSS")
         timed(trainer)

@@ -55,7 +55,7 @@ def read_inputs(sources: list[str] | None, megabytes: float, heldout_bytes: int,
     for records in (documents, heldout_documents, conversations, preferences):
         random.Random(SEED).shuffle(records)
     kept, size = [], 0
-    for text in heldout_documents:
+    for text in reversed(heldout_documents):  # the recipe was searched on the first ones
         if size < heldout_bytes:
             kept.append(text)
             size += len(text.encode())

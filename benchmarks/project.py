@@ -16,53 +16,52 @@ from med_model.optimizer import optimizers_for
 
 
 class Project(Engine):
-    """The engine of the project: what its training scripts run, with their defaults."""
-
     def __init__(self, inputs: Inputs):
         keep_freed_memory()
         super().__init__(inputs)
         self.sft_script, self.dpo_script = stage("sft/py/sft_train.py"), stage("dpo/py/dpo_train.py")
         self.blocks = self.pretraining.PackedBlocks(self.tokenizer, inputs.texts)
 
-    def _pretraining_trainer(self, steps: int, **options) -> Trainer:
+    def pretraining_trainer(self, steps: int, **options) -> Trainer:
         training = self.pretraining.PretrainingArguments(
             output_dir=self.scratch(), max_steps=steps, eval_strategy="no", seed=SEED, **QUIET | options
         )
         model = self.pretraining.new_model(self.tokenizer, training.dropout)
+        start = time.perf_counter()
         self.pretraining.start_at_token_frequencies(model, self.blocks.tokens)
+        self.start_seconds = time.perf_counter() - start
         use_chunked_head(model)
         optimizers = optimizers_for(model, training)
         return Trainer(model, training, train_dataset=self.blocks, optimizers=optimizers)
 
     def pretrain(self, steps: int) -> Measured:
-        clock = timed(self._pretraining_trainer(steps))
+        clock = timed(self.pretraining_trainer(steps))
         return Measured(clock.tokens, clock.seconds)
 
     pretrain_mixed = pretrain_full_blocks = pretrain  # packing makes every text full blocks
 
     def pretrain_float32(self, steps: int) -> Measured:
-        clock = timed(self._pretraining_trainer(steps, bf16=False))
+        clock = timed(self.pretraining_trainer(steps, bf16=False))
         return Measured(clock.tokens, clock.seconds)
 
-    def memory_trainer(self, steps: int) -> Trainer:
-        return self._pretraining_trainer(steps)
-
     def time_to_loss(self, steps: int, every: int, target: float) -> list[tuple[float, float]]:
-        clock = Clock(self.heldout_bits_per_byte, every, target)
-        return timed(self._pretraining_trainer(steps), clock).curve
+        """The start at the tokens' frequencies counts as time too."""
+        clock = timed(self.pretraining_trainer(steps), Clock(self.heldout_bits_per_byte, every, target))
+        return [(seconds + self.start_seconds, figure) for seconds, figure in clock.curve]
 
-    def arithmetic(self) -> dict[str, float]:
-        """FLOP per token of one pre-training step: 6 per parameter that multiplies, and attention over whole rows."""
+    def arithmetic(self, causal: bool) -> float:
+        """FLOP of a pre-training step per token: 6 for each parameter that multiplies, and attention."""
         model = self.pretraining.new_model(self.tokenizer, 0.0)
-        config = model.config
         multiplying = model.num_parameters() - model.transformer.wpe.weight.numel()
-        attention = 3 * 4 * BLOCK_TOKENS * config.n_embd * config.n_layer  # QK and AV, forward and twice backward
-        return {"parameters": 6 * multiplying, "attention": attention}
+        # QK and AV, forward and twice backward, over whole rows; the causal kernel does half of it
+        attention = 3 * 4 * BLOCK_TOKENS * model.config.n_embd * model.config.n_layer
+        return 6 * multiplying + attention / (2 if causal else 1)
 
     def roof(self, repeats: int) -> Measured:
         """The matrix products of one step alone, in float32, on memory that is there already."""
         batch = self.pretraining.PretrainingArguments(output_dir=self.scratch(), **QUIET).train_batch_size
-        tokens, width, heads, layers = batch * BLOCK_TOKENS, 256, 4, 4
+        config = self.pretraining.new_model(self.tokenizer, 0.0).config
+        tokens, width, heads, layers = batch * BLOCK_TOKENS, config.n_embd, config.n_head, config.n_layer
         head_chunk = min(tokens, CHUNK_TOKENS["cpu"])
         shapes = [(tokens, width, 3 * width), (tokens, width, width), (tokens, width, 4 * width)]
         shapes += [(tokens, 4 * width, width)]

@@ -19,26 +19,23 @@ from engines import (
     status_megabytes,
     timed,
 )
-from inputs import SEED, Inputs
+from inputs import SEED
 from tokenizers import ByteLevelBPETokenizer
 from transformers import DataCollatorForLanguageModeling, GenerationConfig, Trainer, TrainingArguments
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+from med_model.prompt import END_OF_TEXT
+
 
 class Reference(Engine):
-    """Hugging Face's Trainer as a tutorial writes it, stock TRL trainers, and `model.generate`."""
-
     RECIPE = {"per_device_train_batch_size": REFERENCE_BATCH, "learning_rate": 5e-4, "seed": SEED, **QUIET}
-    FLOAT32 = {"bf16": False, "max_length": BLOCK_TOKENS, "seed": SEED, **QUIET}  # what TRL needs to run on a CPU
+    TRL = {"max_length": BLOCK_TOKENS, "seed": SEED, **QUIET}  # the model has no more positions than that
 
-    def __init__(self, inputs: Inputs):
-        super().__init__(inputs)
-        self.tokenized: dict[int, Dataset] = {}
-
-    def _pretraining_trainer(self, steps: int) -> Trainer:
+    def pretraining_trainer(self, steps: int) -> Trainer:
         """Every document cut and padded to 512, dropout 0.1, AdamW with linear decay."""
         shuffled = random.Random(SEED).sample(self.inputs.texts, k=len(self.inputs.texts))
-        texts = list(itertools.islice(itertools.cycle(shuffled), steps * REFERENCE_BATCH))
+        # <|endoftext|> first, since held-out texts are scored after it.
+        texts = [END_OF_TEXT + text for text in itertools.islice(itertools.cycle(shuffled), steps * REFERENCE_BATCH)]
         encoded = self.tokenizer(texts, truncation=True, padding="max_length", max_length=BLOCK_TOKENS)
         return Trainer(
             self.pretraining.new_model(self.tokenizer, dropout=0.1),
@@ -54,7 +51,7 @@ class Reference(Engine):
         )
 
     def pretrain_mixed(self, steps: int) -> Measured:
-        clock = timed(self._pretraining_trainer(steps))
+        clock = timed(self.pretraining_trainer(steps))
         return Measured(clock.tokens, clock.seconds)
 
     def pretrain_full_blocks(self, steps: int) -> Measured:
@@ -70,22 +67,19 @@ class Reference(Engine):
         clock = timed(trainer)
         return Measured(clock.tokens, clock.seconds)
 
-    def memory_trainer(self, steps: int) -> Trainer:
-        return self._pretraining_trainer(steps)
-
     def time_to_loss(self, steps: int) -> list[tuple[float, float]]:
-        return timed(self._pretraining_trainer(steps), Clock(self.heldout_bits_per_byte)).curve
+        return timed(self.pretraining_trainer(steps), Clock(self.heldout_bits_per_byte)).curve
 
-    def sft(self, rows: int) -> Measured:
+    def sft(self, rows: int, bf16: bool) -> Measured:
         trainer = SFTTrainer(
             model=str(self.inputs.base_model),
-            args=SFTConfig(output_dir=self.scratch(), num_train_epochs=1, **self.FLOAT32),
+            args=SFTConfig(output_dir=self.scratch(), num_train_epochs=1, bf16=bf16, **self.TRL),
             train_dataset=Dataset.from_dict({"messages": self.inputs.conversations[:rows]}),
             processing_class=self.tokenizer,
         )
-        return Measured(rows, timed(trainer).seconds)
+        return Measured(len(self.inputs.conversations[:rows]), timed(trainer).seconds)
 
-    def dpo(self, pairs: int) -> Measured:
+    def dpo(self, pairs: int, bf16: bool) -> Measured:
         """The reference model is run in every epoch, so that all epochs take the same time."""
         rows = [
             {
@@ -97,11 +91,11 @@ class Reference(Engine):
         ]
         trainer = DPOTrainer(
             model=str(self.inputs.base_model),
-            args=DPOConfig(output_dir=self.scratch(), num_train_epochs=1, **self.FLOAT32),
+            args=DPOConfig(output_dir=self.scratch(), num_train_epochs=1, bf16=bf16, **self.TRL),
             train_dataset=Dataset.from_list(rows),
             processing_class=self.tokenizer,
         )
-        return Measured(pairs, timed(trainer).seconds)
+        return Measured(len(rows), timed(trainer).seconds)
 
     def _generated(self, prompts: int, settings: GenerationConfig) -> list[list[int]]:
         answers = []

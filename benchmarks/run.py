@@ -25,6 +25,7 @@ from project import Project
 from reference import Reference
 
 from med_model.command import UserError, parse, run
+from med_model.model import multiplies_bf16
 
 BARS = {  # measure: (title, bar); each figure is ours over the reference's, above 1 where ours is better
     "pretrain_mixed": ("预训练，长短不一/pre-training, real tokens/s, mixed lengths", 5.0),
@@ -38,7 +39,9 @@ BARS = {  # measure: (title, bar); each figure is ours over the reference's, abo
     "generate": ("生成/generation, tokens/s, one prompt", 1.5),
     "generate_batch": ("批量生成/generation, prompts/s, 200 prompts", 8.0),
 }
+STOCK_BF16 = "_stock_bf16"  # the same against stock TRL in bfloat16; reported, without a bar
 LONG_BAR = 4.0
+MOST_PLANS = 4
 SECTIONS = ("pretrain", "memory", "time_to_loss", "sft", "dpo", "generate", "tokenizer")
 
 
@@ -63,7 +66,22 @@ class Sizes:
 
 
 LONG = {"rounds": 1, "reference_slots": 1_500_000, "our_plan": 200}
-SMOKE = Sizes(1, 0.2, 3_000, 2, 1, 1, 4_096, 3, 8, 4, 1, 8, 4, 1)
+SMOKE = Sizes(
+    rounds=1,
+    megabytes=0.2,
+    heldout_bytes=3_000,
+    our_steps=2,
+    reference_steps=1,
+    roof_repeats=1,
+    reference_slots=4_096,
+    our_plan=3,
+    rows=8,
+    pairs=4,
+    prompts=1,
+    new_tokens=8,
+    batch_prompts=4,
+    single_prompts=1,
+)
 
 
 @dataclass
@@ -125,17 +143,18 @@ class Benchmark:
                 functools.partial(self.ours, name, ours), functools.partial(self.reference, name, theirs)
             )
             figures[name] = Figure(*rates, "tokens/s")
-        arithmetic = sum(self.ours("arithmetic").values())  # of a token
-        rates = self.rates(
+        training, roof = self.rates(
             functools.partial(self.ours, "pretrain_float32", ours),
             functools.partial(self.ours, "roof", self.sizes.roof_repeats),
         )
-        gigaflops = [[rate * arithmetic / 1e9 for rate in side] for side in rates]
-        figures["roof_fraction"] = Figure(*gigaflops, "GFLOP/s")
+        training_flop, roof_flop = self.ours("arithmetic", True), self.ours("arithmetic", False)  # of a token
+        figures["roof_fraction"] = Figure(
+            [rate * training_flop / 1e9 for rate in training], [rate * roof_flop / 1e9 for rate in roof], "GFLOP/s"
+        )
         return figures
 
     def memory(self) -> dict[str, Figure]:
-        """Each in a process of its own, which has computed nothing before."""
+        """Each in a process of its own, which has trained nothing before."""
         peaks: dict[type, list[float]] = {Project: [], Reference: []}
         for _ in range(self.sizes.rounds):
             for engine, of_engine in peaks.items():
@@ -159,29 +178,38 @@ class Benchmark:
     def _seconds_to(self, target: float) -> float:
         """Seconds of training until the target; a plan that misses it counts in full, and a longer one begins anew."""
         plan, spent = self.sizes.our_plan, 0.0
-        while True:
+        for _ in range(MOST_PLANS):
             curve = self.ours("time_to_loss", plan, max(1, plan // 20), target)
             spent += curve[-1][0]
             if curve[-1][1] <= target:
                 return spent
             print(f"  {plan} 步没有达到/steps reach {curve[-1][1]:.3f}, not {target:.3f}: begun anew")
-            plan = plan * 3 // 2
+            plan = plan * 3 // 2 + 1
+        raise UserError(f"{MOST_PLANS} 次都没有达到/the reference's bits per byte {target:.3f} was not reached")
 
     def sft(self) -> dict[str, Figure]:
-        calls = [functools.partial(side, "sft", self.sizes.rows) for side in (self.ours, self.reference)]
-        return {"sft_rows": Figure(*self.rates(*calls), "rows/s")}
+        ours = functools.partial(self.ours, "sft", self.sizes.rows)
+        return {
+            name: Figure(*self.rates(ours, functools.partial(self.reference, "sft", self.sizes.rows, bf16)), "rows/s")
+            for name, bf16 in self.stock_precisions("sft_rows")
+        }
 
     def dpo(self) -> dict[str, Figure]:
-        first, later, reference = [], [], []
-        for _ in range(self.sizes.rounds):
-            with_reference, without = self.ours("dpo", self.sizes.pairs)
-            first.append(with_reference.rate)
-            later.append(without.rate)
-            reference.append(self.reference("dpo", self.sizes.pairs).rate)
-        return {
-            "dpo_first_epoch": Figure(first, reference, "pairs/s"),
-            "dpo_later": Figure(later, reference, "pairs/s"),
-        }
+        figures = {}
+        for suffix, bf16 in self.stock_precisions(""):
+            first, later, reference = [], [], []
+            for _ in range(self.sizes.rounds):
+                with_reference, without = self.ours("dpo", self.sizes.pairs)
+                first.append(with_reference.rate)
+                later.append(without.rate)
+                reference.append(self.reference("dpo", self.sizes.pairs, bf16).rate)
+            figures[f"dpo_first_epoch{suffix}"] = Figure(first, reference, "pairs/s")
+            figures[f"dpo_later{suffix}"] = Figure(later, reference, "pairs/s")
+        return figures
+
+    def stock_precisions(self, name: str) -> list[tuple[str, bool]]:
+        """(measure, bf16) of stock TRL: float32 as the recipe, and its default bfloat16 too where that is fast."""
+        return [(name, False), *([(f"{name}{STOCK_BF16}", True)] if multiplies_bf16("cpu") else [])]
 
     def generate(self) -> dict[str, Figure]:
         prompts, new_tokens = self.sizes.prompts, self.sizes.new_tokens
@@ -216,11 +244,13 @@ class Benchmark:
 def print_table(figures: dict[str, Figure], bars: dict[str, tuple[str, float]]) -> None:
     print("\n| measure | ours | reference | ratio, median (least to most) | bar |\n|---|---|---|---|---|")
     for name, figure in figures.items():
-        title, bar = bars[name]
+        title, bar = bars[name.removesuffix(STOCK_BF16)]
+        if name.endswith(STOCK_BF16):
+            title, bar = f"{title}, stock in bfloat16", None
         ratios = figure.ratios
         mine, theirs = (f"{statistics.median(side):,.4g}" for side in (figure.ours, figure.reference))
         spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        print(f"| {title} | {mine} {figure.unit} | {theirs} {figure.unit} | {spread} | {bar:g} |")
+        print(f"| {title} | {mine} {figure.unit} | {theirs} {figure.unit} | {spread} | {bar or '-'} |")
 
 
 def machine() -> str:
@@ -232,6 +262,8 @@ def main() -> None:
     (args,) = parse(BenchmarkArguments, description=__doc__)
     if unknown := set(args.sections or ()) - set(SECTIONS):
         raise UserError(f"--sections {unknown.pop()}: the sections are {', '.join(SECTIONS)}")
+    if args.long and (args.sections or args.smoke):
+        raise UserError("--long: 只跑 time_to_loss/runs time_to_loss alone: leave out --sections and --smoke")
     if args.json and not Path(args.json).resolve().parent.is_dir():
         raise UserError(f"没有这个文件夹/no folder for --json {args.json}: make it first")
     sizes = SMOKE if args.smoke else Sizes(**LONG) if args.long else Sizes()
@@ -251,7 +283,7 @@ def main() -> None:
     print_table(figures, bars)
     if args.json:
         result = {
-            "measures": {name: statistics.median(figure.ratios) for name, figure in figures.items()},
+            "measures": {n: statistics.median(figure.ratios) for n, figure in figures.items() if n in BARS},
             "rounds": {name: asdict(figure) | {"ratios": figure.ratios} for name, figure in figures.items()},
             "machine": machine(),
             "seconds": round(time.time() - start),

@@ -15,9 +15,9 @@ from transformers.utils import ModelOutput
 
 from med_model.prompt import IGNORE
 
-CHUNK_TOKENS = {"cpu": 256}  # measured on two cores of an AVX-512 server: 128 to 512 alike, 2048 a fifth slower
+CHUNK_TOKENS = {"cpu": 256}  # measured: benchmarks/README.md
 DEFAULT_CHUNK_TOKENS = 4096  # a GPU wants large products; 4096 x 20,000 floats are 330 MB
-SOFTMAX_ROWS = 64  # of a chunk at a time, so that the float32 probabilities of bfloat16 logits stay in the cache too
+SOFTMAX_ROWS = {"cpu": 64}  # of a chunk at a time: they stay in the cache; elsewhere the whole chunk
 KEPT_PROBABILITY_BYTES = 512 * 2**20  # up to here they are kept for the backward pass instead of made again
 SMALLEST_PROBABILITY = torch.finfo(torch.float32).tiny  # a loss of 87 nats; its gradient is right beyond that too
 
@@ -40,7 +40,10 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Cross-entropy of a linear head; the gradient is made in the forward pass, while a chunk's logits are at hand."""
+    """Cross-entropy of a linear head; the gradient is made in the forward pass, while a chunk's logits are at hand.
+
+    One backward pass only: it changes what was saved, and autograd refuses a second.
+    """
 
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor, divisor: Tensor) -> Tensor:
@@ -50,10 +53,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_rows = torch.empty_like(rows)
         grad_weight = torch.zeros_like(weight)
         step = _chunk_tokens(hidden)
+        softmax_rows = SOFTMAX_ROWS.get(hidden.device.type, step)
         for start in range(0, len(rows), step):
             part = slice(start, start + step)
             logits = rows[part] @ table.T
-            for some, targets in zip(logits.split(SOFTMAX_ROWS), labels[part, None].split(SOFTMAX_ROWS), strict=True):
+            for some, targets in zip(logits.split(softmax_rows), labels[part, None].split(softmax_rows), strict=True):
                 probs = torch.softmax(some.float(), dim=-1)
                 loss -= probs.gather(1, targets).clamp_(min=SMALLEST_PROBABILITY).log_().sum()
                 # d loss / d logits = softmax - onehot, in the place of the logits
@@ -74,7 +78,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 class _TokenLogProbs(torch.autograd.Function):
-    """log p(label) of each row; the backward pass keeps the probabilities, or makes them again where they are many."""
+    """log p(label) of each row; the probabilities are kept for the backward pass, or made again where they are many.
+
+    One backward pass only, as above.
+    """
 
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -188,7 +195,9 @@ def use_chunked_head(model: PreTrainedModel) -> None:
     ):
         if labels is None:
             return original_forward(*args, attention_mask=attention_mask, **kwargs)
-        assert attention_mask is None or attention_mask[:, 0].all(), "rows must be padded on the right"
+        if attention_mask is not None:
+            padded_right = attention_mask[:, 0].all() and (attention_mask[:, 1:] <= attention_mask[:, :-1]).all()
+            assert padded_right, "rows must be padded on the right"
         kwargs["use_cache"] = False
         hidden = model.base_model(*args, **kwargs).last_hidden_state[:, :-1]  # (batch, seq - 1, width)
         targets = labels[:, 1:]

@@ -49,10 +49,9 @@ def multiplies_bf16(device: str) -> bool:
 
 def choose_precision(training: TrainingArguments) -> None:
     """Sets `bf16` where the user has left it open, and `use_cpu` where there is nothing else, as bf16 asks for."""
-    device = "cpu" if training.use_cpu else pick_device()
-    training.use_cpu = device == "cpu"
+    training.use_cpu = training.use_cpu or not torch.accelerator.is_available()
     if training.bf16 is None:
-        training.bf16 = not training.fp16 and multiplies_bf16(device)
+        training.bf16 = not training.fp16 and multiplies_bf16("cpu" if training.use_cpu else pick_device())
 
 
 def _made_by(directory: Path) -> str:

@@ -40,10 +40,11 @@ class MuonWithAdamW(Optimizer):
         chosen = set(map(id, layers))
         tables = [p for _, p in named if p.ndim == 2 and id(p) not in chosen]
         vectors = [p for _, p in named if p.ndim < 2]
+        # "fused" also tells load_state_dict to put the step counts where the parameters are, as the kernel wants them.
         groups = [
-            {"params": layers, "muon": True, "weight_decay": weight_decay},
-            {"params": tables, "muon": False, "weight_decay": weight_decay},
-            {"params": vectors, "muon": False, "weight_decay": 0.0},
+            {"params": layers, "muon": True, "fused": False, "weight_decay": weight_decay},
+            {"params": tables, "muon": False, "fused": True, "weight_decay": weight_decay},
+            {"params": vectors, "muon": False, "fused": True, "weight_decay": 0.0},
         ]
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps})
 
@@ -93,7 +94,7 @@ class MuonWithAdamW(Optimizer):
             [state["square"] for state in states],
             [],
             [state["step"] for state in states],
-            fused=True,
+            fused=group["fused"],
             amsgrad=False,
             beta1=beta1,
             beta2=beta2,

@@ -76,7 +76,7 @@ def check_output(stage: StageArguments, training: TrainingArguments) -> str | No
             "or show it one with CUDA_VISIBLE_DEVICES=0"
         )
     if int(os.environ.get("WORLD_SIZE", "1")) > training.world_size:
-        raise UserError("torchrun 没有 GPU/torchrun without a GPU would run apart: add --use_cpu True")
+        raise UserError("torchrun 的各进程互不相连/the processes of torchrun would run apart here: add --use_cpu True")
     old = list(Path(training.output_dir).glob("checkpoint-*"))
     if stage.resume:
         checkpoint = newest_checkpoint(training.output_dir, training.world_size)

@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import sys
 
 import pytest
 
@@ -10,7 +11,7 @@ MEASURES = {
     "pretrain_full_blocks",
     "roof_fraction",
     "time_to_loss",
-    "peak_memory",
+    *(["peak_memory"] if sys.platform.startswith("linux") else []),
     "sft_rows",
     "dpo_first_epoch",
     "dpo_later",
@@ -30,9 +31,10 @@ def benchmark(run_script, tmp_path_factory):
 
 def test_every_measure_is_printed_and_written(benchmark):
     printed, result = benchmark
-    assert set(result["measures"]) == set(result["rounds"]) == MEASURES
+    assert set(result["measures"]) == MEASURES
+    assert set(result["rounds"]) >= MEASURES
     assert all(value > 0 for value in result["measures"].values())
-    assert sum(line.startswith("| ") and "(" in line for line in printed.splitlines()) == len(MEASURES) + 1
+    assert sum(line.startswith("| ") for line in printed.splitlines()) == 1 + len(result["rounds"])
 
 
 def test_a_measure_is_the_median_of_our_figure_over_the_references(benchmark):
@@ -42,7 +44,8 @@ def test_a_measure_is_the_median_of_our_figure_over_the_references(benchmark):
         upper, lower = reversed(sides) if figure["less_is_better"] else sides
         ratios = [above / below for above, below in zip(upper, lower, strict=True)]
         assert figure["ratios"] == pytest.approx(ratios), name
-        assert result["measures"][name] == pytest.approx(statistics.median(ratios)), name
+        if name in MEASURES:
+            assert result["measures"][name] == pytest.approx(statistics.median(ratios)), name
 
 
 def test_both_sides_answer_greedily_alike(benchmark):

@@ -6,7 +6,14 @@ from torch.nn.functional import cross_entropy
 from transformers import GPT2Config, GPT2LMHeadModel
 from trl.trainer.utils import add_fused_lm_head
 
-from med_model.loss import CHUNK_TOKENS, label_log_probs, linear_cross_entropy, token_log_probs, use_chunked_head
+from med_model.loss import (
+    CHUNK_TOKENS,
+    SOFTMAX_ROWS,
+    label_log_probs,
+    linear_cross_entropy,
+    token_log_probs,
+    use_chunked_head,
+)
 from med_model.prompt import IGNORE
 
 TOKENS, WIDTH, VOCABULARY = 23, 16, 50
@@ -15,6 +22,7 @@ TOKENS, WIDTH, VOCABULARY = 23, 16, 50
 @pytest.fixture(autouse=True)
 def chunks_smaller_than_the_data(monkeypatch):
     monkeypatch.setitem(CHUNK_TOKENS, "cpu", 7)  # 23 rows: three whole chunks and a rest
+    monkeypatch.setitem(SOFTMAX_ROWS, "cpu", 3)
 
 
 @pytest.fixture
@@ -141,3 +149,28 @@ def test_the_token_scores_and_their_gradients_are_those_of_trls_own_head(model, 
     (expected.log_probs * upstream).sum().backward()
     (scores.log_probs * upstream).sum().backward()
     assert_same_gradients(model, stock)
+
+
+@pytest.mark.parametrize("fused_lm_head", [False, True])
+def test_in_bfloat16_loss_and_gradients_are_near_those_in_float32(model, batch, fused_lm_head):
+    reference = copy.deepcopy(model)
+    for of_model, bf16 in ((reference, False), (model, True)):
+        use_chunked_head(of_model)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            output = of_model(**batch, fused_lm_head=fused_lm_head)
+        of_model.value = -output.log_probs.sum() / 20 if fused_lm_head else output.loss
+        of_model.value.backward()
+    assert model.value.dtype == torch.float32
+    assert model.value.item() == pytest.approx(reference.value.item(), rel=0.02)
+    for (name, parameter), expected in zip(model.named_parameters(), reference.parameters(), strict=True):
+        assert parameter.grad.dtype == torch.float32
+        assert (parameter.grad - expected.grad).norm() < 0.05 * expected.grad.norm(), name
+
+
+def test_rows_padded_anywhere_but_on_the_right_are_refused(model, batch):
+    use_chunked_head(model)
+    for places in ([0], [4]):
+        attention_mask = torch.ones_like(batch["input_ids"])
+        attention_mask[0, places] = 0
+        with pytest.raises(AssertionError, match="padded on the right"):
+            model(**batch | {"attention_mask": attention_mask})

@@ -58,7 +58,7 @@ def test_the_loss_curve_is_that_of_the_plain_loss(run_pretraining, tokenizer, tm
     blocks = run_pretraining.PackedBlocks(tokenizer, texts)
     curves = []
     for chunked in (True, False):
-        options = {"max_steps": 12, "logging_steps": 1, "save_strategy": "no", "eval_strategy": "no"}
+        options = {"max_steps": 12, "logging_steps": 1, "save_strategy": "no", "eval_strategy": "no", "bf16": False}
         training = run_pretraining.PretrainingArguments(output_dir=str(tmp_path), muon=muon, **options)
         set_seed(training.seed)
         model = run_pretraining.new_model(tokenizer, dropout=0.0)
