@@ -49,13 +49,11 @@ class Project(Engine):
         clock = timed(self.pretraining_trainer(steps), Clock(self.heldout_bits_per_byte, every, target))
         return [(seconds + self.start_seconds, figure) for seconds, figure in clock.curve]
 
-    def arithmetic(self, causal: bool) -> float:
-        """FLOP of a pre-training step per token: 6 for each parameter that multiplies, and attention."""
+    def arithmetic(self) -> float:
+        """FLOP of a pre-training step per token: 6 for each parameter that multiplies, and attention over whole rows."""
         model = self.pretraining.new_model(self.tokenizer, 0.0)
         multiplying = model.num_parameters() - model.transformer.wpe.weight.numel()
-        # QK and AV, forward and twice backward, over whole rows; the causal kernel does half of it
-        attention = 3 * 4 * BLOCK_TOKENS * model.config.n_embd * model.config.n_layer
-        return 6 * multiplying + attention / (2 if causal else 1)
+        return 6 * multiplying + 3 * 4 * BLOCK_TOKENS * model.config.n_embd * model.config.n_layer
 
     def roof(self, repeats: int) -> Measured:
         """The matrix products of one step alone, in float32, on memory that is there already."""

@@ -143,14 +143,12 @@ class Benchmark:
                 functools.partial(self.ours, name, ours), functools.partial(self.reference, name, theirs)
             )
             figures[name] = Figure(*rates, "tokens/s")
-        training, roof = self.rates(
+        rates = self.rates(
             functools.partial(self.ours, "pretrain_float32", ours),
             functools.partial(self.ours, "roof", self.sizes.roof_repeats),
         )
-        training_flop, roof_flop = self.ours("arithmetic", True), self.ours("arithmetic", False)  # of a token
-        figures["roof_fraction"] = Figure(
-            [rate * training_flop / 1e9 for rate in training], [rate * roof_flop / 1e9 for rate in roof], "GFLOP/s"
-        )
+        gigaflop = self.ours("arithmetic") / 1e9  # of a token
+        figures["roof_fraction"] = Figure(*[[rate * gigaflop for rate in side] for side in rates], "GFLOP/s")
         return figures
 
     def memory(self) -> dict[str, Figure]:

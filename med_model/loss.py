@@ -18,6 +18,7 @@ from med_model.prompt import IGNORE
 CHUNK_TOKENS = {"cpu": 256}  # measured: benchmarks/README.md
 DEFAULT_CHUNK_TOKENS = 4096  # a GPU wants large products; 4096 x 20,000 floats are 330 MB
 SOFTMAX_ROWS = {"cpu": 64}  # of a chunk at a time: they stay in the cache; elsewhere the whole chunk
+SUM_ROWS = 4096
 KEPT_PROBABILITY_BYTES = 512 * 2**20  # up to here they are kept for the backward pass instead of made again
 SMALLEST_PROBABILITY = torch.finfo(torch.float32).tiny  # a loss of 87 nats; its gradient is right beyond that too
 
@@ -35,8 +36,9 @@ def _compute_dtype(hidden: Tensor) -> torch.dtype:
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     if total.dtype == a.dtype:
         total.addmm_(a, b)
-    else:  # sums of bfloat16 products stay in float32
-        total += a @ b
+    else:  # sums of bfloat16 products stay in float32; a part at a time, since each is copied into float32 first
+        for part, rows in zip(total.split(SUM_ROWS), a.split(SUM_ROWS), strict=True):
+            part += rows @ b
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
