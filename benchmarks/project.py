@@ -50,7 +50,7 @@ class Project(Engine):
         return [(seconds + self.start_seconds, figure) for seconds, figure in clock.curve]
 
     def arithmetic(self) -> float:
-        """FLOP of a pre-training step per token: 6 for each parameter that multiplies, and attention over whole rows."""
+        """FLOP of a training step per token: 6 for each parameter that multiplies, and attention over whole rows."""
         model = self.pretraining.new_model(self.tokenizer, 0.0)
         multiplying = model.num_parameters() - model.transformer.wpe.weight.numel()
         return 6 * multiplying + 3 * 4 * BLOCK_TOKENS * model.config.n_embd * model.config.n_layer
