@@ -9,7 +9,6 @@ Writes nothing, or everything it measured to --json FILE
     python compare_different_model.py --prompts my_questions.txt --json comparison.json
 """
 
-import json
 import shutil
 import sys
 import time
@@ -20,7 +19,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from med_model import paths
-from med_model.command import UserError, parse, run
+from med_model.command import check_json_target, parse, run, write_json
 from med_model.data import Message, conversation_of, document_of, find_files, preference_of, read_all, read_records
 from med_model.evaluate import (
     Question,
@@ -182,8 +181,7 @@ def print_measures(measures: dict[str, dict[str, float]]) -> None:
 
 def main() -> None:
     (args,) = parse(CompareArguments, description=__doc__)
-    if args.json and not Path(args.json).resolve().parent.is_dir():
-        raise UserError(f"没有这个文件夹/no folder for --json {args.json}: make it first")
+    check_json_target(args.json)
     prompts = read_prompts(args)
     data = {}
     if args.measures:
@@ -228,9 +226,7 @@ def main() -> None:
             "measures": measures,
             "measured_answers": measured_answers,
         }
-        partial = Path(f"{args.json}.partial")
-        partial.write_text(json.dumps(result, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-        partial.replace(args.json)
+        write_json(args.json, result)
         print(f"已写入/written: {args.json}")
 
 

@@ -7,6 +7,7 @@ import re
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,12 @@ def timed(trainer: Trainer, clock: Clock | None = None) -> Clock:
     return clock
 
 
+def pretrained(trainer: Trainer) -> Measured:
+    """The real tokens of a pre-training run and its seconds."""
+    clock = timed(trainer)
+    return Measured(clock.tokens, clock.seconds)
+
+
 class Engine:
     """What both sides share: the inputs, and how the held-out figure is taken."""
 
@@ -97,25 +104,32 @@ class Engine:
 
     def settings(self, sample: bool, new_tokens: int) -> GenerationConfig:
         """The chats' settings, or greedy ones; without a stop, so that every side makes as many tokens."""
-        settings = sampling_defaults(self.tokenizer, CHAT_STOPS)
-        if not sample:
+        if sample:
+            settings = sampling_defaults(self.tokenizer, CHAT_STOPS)
+        else:
             settings = GenerationConfig(pad_token_id=self.tokenizer.pad_token_id)
         settings.max_new_tokens, settings.eos_token_id, settings.use_cache = new_tokens, -1, True
         return settings
 
     def peak_memory(self, steps: int) -> float | None:
         """MB that pre-training takes at its peak above what stands once the model is built; None but on Linux."""
-        if not sys.platform.startswith("linux"):
-            return None
         trainer = self.pretraining_trainer(steps)
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what reading the texts has freed is nothing that stands
-        Path("/proc/self/clear_refs").write_text("5")  # resets the peak, proc(5)
-        before = status_megabytes("VmRSS")
-        timed(trainer)
-        return status_megabytes("VmHWM") - before
+        return peak_megabytes(lambda: timed(trainer))
 
 
-def status_megabytes(name: str) -> float:
+def peak_megabytes(action: Callable[[], object]) -> float | None:
+    """MB that an action takes at its peak above what stood before it; None but on Linux, where it only runs."""
+    if not sys.platform.startswith("linux"):
+        action()
+        return None
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed before is nothing that stands
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak, proc(5)
+    before = _status_megabytes("VmRSS")
+    action()
+    return _status_megabytes("VmHWM") - before
+
+
+def _status_megabytes(name: str) -> float:
     return int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1e3
 
 

@@ -4,15 +4,13 @@ import statistics
 import time
 
 import torch
-from engines import BLOCK_TOKENS, QUIET, Clock, Engine, Measured, timed
+from engines import BLOCK_TOKENS, QUIET, Clock, Engine, Measured, pretrained, timed
 from inputs import SEED, Inputs, stage
 from transformers import AutoModelForCausalLM, Trainer
-from trl import SFTTrainer
 
 from med_model.generate import generate_answers, generate_ids
-from med_model.loss import CHUNK_TOKENS, use_chunked_head
+from med_model.loss import CHUNK_TOKENS
 from med_model.memory import keep_freed_memory
-from med_model.optimizer import optimizers_for
 
 
 class Project(Engine):
@@ -22,27 +20,20 @@ class Project(Engine):
         self.sft_script, self.dpo_script = stage("sft/py/sft_train.py"), stage("dpo/py/dpo_train.py")
         self.blocks = self.pretraining.PackedBlocks(self.tokenizer, inputs.texts)
 
-    def pretraining_trainer(self, steps: int, **options) -> Trainer:
+    def pretraining_trainer(self, steps: int, bf16: bool | None = None) -> Trainer:
         training = self.pretraining.PretrainingArguments(
-            output_dir=self.scratch(), max_steps=steps, eval_strategy="no", seed=SEED, **QUIET | options
+            output_dir=self.scratch(), max_steps=steps, eval_strategy="no", seed=SEED, bf16=bf16, **QUIET
         )
         model = self.pretraining.new_model(self.tokenizer, training.dropout)
         start = time.perf_counter()
         self.pretraining.start_at_token_frequencies(model, self.blocks.tokens)
         self.start_seconds = time.perf_counter() - start
-        use_chunked_head(model)
-        optimizers = optimizers_for(model, training)
-        return Trainer(model, training, train_dataset=self.blocks, optimizers=optimizers)
+        return self.pretraining.new_trainer(model, self.tokenizer, training, self.blocks)
 
-    def pretrain(self, steps: int) -> Measured:
-        clock = timed(self.pretraining_trainer(steps))
-        return Measured(clock.tokens, clock.seconds)
+    def pretrain(self, steps: int, bf16: bool | None = None) -> Measured:
+        return pretrained(self.pretraining_trainer(steps, bf16))
 
     pretrain_mixed = pretrain_full_blocks = pretrain  # packing makes every text full blocks
-
-    def pretrain_float32(self, steps: int) -> Measured:
-        clock = timed(self.pretraining_trainer(steps, bf16=False))
-        return Measured(clock.tokens, clock.seconds)
 
     def time_to_loss(self, steps: int, every: int, target: float) -> list[tuple[float, float]]:
         """The start at the tokens' frequencies counts as time too."""
@@ -94,17 +85,9 @@ class Project(Engine):
         training = self.sft_script.SFTArguments(
             output_dir=self.scratch(), num_train_epochs=1, eval_strategy="no", seed=SEED, **QUIET
         )
-        training.dataset_kwargs = {"skip_prepare_dataset": True}
         dataset = self.sft_script.encode(self.tokenizer, self.inputs.conversations[:rows], training.max_length, "SFT")
         model, _ = self.sft_script.load_model(self.inputs.base_model, training.dropout)
-        trainer = SFTTrainer(
-            model=model,
-            args=training,
-            train_dataset=dataset,
-            processing_class=self.tokenizer,
-            optimizers=optimizers_for(model, training),
-        )
-        use_chunked_head(model)
+        trainer = self.sft_script.new_trainer(model, self.tokenizer, training, dataset)
         return Measured(len(dataset), timed(trainer).seconds)
 
     def dpo(self, pairs: int) -> tuple[Measured, Measured]:
@@ -117,13 +100,8 @@ class Project(Engine):
         start = time.perf_counter()
         reference = self.dpo_script.reference_scores(model, encoded, training)
         reference_seconds = time.perf_counter() - start
-        trainer = self.dpo_script.ReadyDPOTrainer(
-            model=model,
-            args=training,
-            train_dataset=self.dpo_script.dataset_of(encoded, reference),
-            processing_class=self.tokenizer,
-        )
-        use_chunked_head(model)
+        dataset = self.dpo_script.dataset_of(encoded, reference)
+        trainer = self.dpo_script.new_trainer(model, self.tokenizer, training, dataset)
         seconds = timed(trainer).seconds
         return Measured(len(encoded), seconds + reference_seconds), Measured(len(encoded), seconds)
 

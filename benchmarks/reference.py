@@ -3,9 +3,7 @@
 import copy
 import itertools
 import random
-import sys
 import time
-from pathlib import Path
 
 import torch
 from datasets import Dataset
@@ -16,7 +14,8 @@ from engines import (
     Clock,
     Engine,
     Measured,
-    status_megabytes,
+    peak_megabytes,
+    pretrained,
     timed,
 )
 from inputs import SEED
@@ -51,8 +50,7 @@ class Reference(Engine):
         )
 
     def pretrain_mixed(self, steps: int) -> Measured:
-        clock = timed(self.pretraining_trainer(steps))
-        return Measured(clock.tokens, clock.seconds)
+        return pretrained(self.pretraining_trainer(steps))
 
     def pretrain_full_blocks(self, steps: int) -> Measured:
         trainer = Trainer(
@@ -64,8 +62,7 @@ class Reference(Engine):
                 self.tokenizer, self.inputs.texts[: 8 * steps * REFERENCE_BATCH]
             ),
         )
-        clock = timed(trainer)
-        return Measured(clock.tokens, clock.seconds)
+        return pretrained(trainer)
 
     def time_to_loss(self, steps: int) -> list[tuple[float, float]]:
         return timed(self.pretraining_trainer(steps), Clock(self.heldout_bits_per_byte)).curve
@@ -97,38 +94,31 @@ class Reference(Engine):
         )
         return Measured(len(rows), timed(trainer).seconds)
 
-    def _generated(self, prompts: int, settings: GenerationConfig) -> list[list[int]]:
-        answers = []
+    def _generated(self, prompts: int, settings: GenerationConfig) -> tuple[list[list[int]], float]:
+        """(the ids of each answer, seconds for all of them, without loading the model)."""
+        model, answers = self.model, []
+        start = time.perf_counter()
         for prompt in self.prompts[:prompts]:
             ids = torch.tensor([prompt])
-            made = self.model.generate(
-                ids, attention_mask=torch.ones_like(ids), generation_config=copy.deepcopy(settings)
-            )
+            made = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=copy.deepcopy(settings))
             answers.append(made[0, len(prompt) :].tolist())
-        return answers
+        return answers, time.perf_counter() - start
 
     def greedy_ids(self, prompts: int, new_tokens: int) -> list[list[int]]:
-        return self._generated(prompts, self.settings(False, new_tokens))
+        return self._generated(prompts, self.settings(False, new_tokens))[0]
 
     def generate(self, prompts: int, new_tokens: int) -> Measured:
-        self.model.eval()  # loaded before the clock starts
-        start = time.perf_counter()
-        answers = self._generated(prompts, self.settings(True, new_tokens))
-        return Measured(sum(map(len, answers)), time.perf_counter() - start)
+        answers, seconds = self._generated(prompts, self.settings(True, new_tokens))
+        return Measured(sum(map(len, answers)), seconds)
 
     def generate_batch(self, prompts: int, new_tokens: int) -> Measured:
         """One prompt at a time."""
-        self.model.eval()
-        start = time.perf_counter()
-        return Measured(len(self._generated(prompts, self.settings(False, new_tokens))), time.perf_counter() - start)
+        answers, seconds = self._generated(prompts, self.settings(False, new_tokens))
+        return Measured(len(answers), seconds)
 
     def tokenizer_training(self, lines: list[str], vocab_size: int) -> tuple[float, float | None]:
         """(seconds, peak MB above the lines) of the stock byte-level BPE."""
-        linux = sys.platform.startswith("linux")
-        if linux:
-            Path("/proc/self/clear_refs").write_text("5")
-        before = status_megabytes("VmRSS") if linux else 0.0
+        train = ByteLevelBPETokenizer().train_from_iterator
         start = time.perf_counter()
-        ByteLevelBPETokenizer().train_from_iterator(lines, vocab_size=vocab_size, show_progress=False)
-        seconds = time.perf_counter() - start
-        return seconds, status_megabytes("VmHWM") - before if linux else None
+        megabytes = peak_megabytes(lambda: train(lines, vocab_size=vocab_size, show_progress=False))
+        return time.perf_counter() - start, megabytes

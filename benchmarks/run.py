@@ -24,7 +24,7 @@ from inputs import Inputs, read_inputs
 from project import Project
 from reference import Reference
 
-from med_model.command import UserError, parse, run
+from med_model.command import UserError, check_json_target, parse, run, write_json
 from med_model.model import multiplies_bf16
 
 BARS = {  # measure: (title, bar); each figure is ours over the reference's, above 1 where ours is better
@@ -144,7 +144,7 @@ class Benchmark:
             )
             figures[name] = Figure(*rates, "tokens/s")
         rates = self.rates(
-            functools.partial(self.ours, "pretrain_float32", ours),
+            functools.partial(self.ours, "pretrain", ours, False),
             functools.partial(self.ours, "roof", self.sizes.roof_repeats),
         )
         gigaflop = self.ours("arithmetic") / 1e9  # of a token
@@ -262,8 +262,7 @@ def main() -> None:
         raise UserError(f"--sections {unknown.pop()}: the sections are {', '.join(SECTIONS)}")
     if args.long and (args.sections or args.smoke):
         raise UserError("--long: 只跑 time_to_loss/runs time_to_loss alone: leave out --sections and --smoke")
-    if args.json and not Path(args.json).resolve().parent.is_dir():
-        raise UserError(f"没有这个文件夹/no folder for --json {args.json}: make it first")
+    check_json_target(args.json)
     sizes = SMOKE if args.smoke else Sizes(**LONG) if args.long else Sizes()
     bars = BARS | ({"time_to_loss": (BARS["time_to_loss"][0], LONG_BAR)} if args.long else {})
     sections = ["time_to_loss"] if args.long else args.sections or SECTIONS
@@ -286,9 +285,7 @@ def main() -> None:
             "machine": machine(),
             "seconds": round(time.time() - start),
         }
-        partial = Path(f"{args.json}.partial")
-        partial.write_text(json.dumps(result, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-        partial.replace(args.json)
+        write_json(args.json, result)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """How a command of the project reads its options and how it fails."""
 
 import dataclasses
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -64,6 +65,19 @@ def _read_config(name: str) -> dict:
     if not isinstance(config, dict):
         raise UserError(f"配置文件应为 选项: 值/{name} must map options to values, found {type(config).__name__}")
     return config
+
+
+def check_json_target(file: str | None) -> None:
+    """UserError where --json names a file in a folder that does not exist: before the work, not after it."""
+    if file and not Path(file).resolve().parent.is_dir():
+        raise UserError(f"没有这个文件夹/no folder for --json {file}: make it first")
+
+
+def write_json(file: str, result: dict) -> None:
+    """Writes beside, then renames: there is never half a result under the name."""
+    partial = Path(f"{file}.partial")
+    partial.write_text(json.dumps(result, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    partial.replace(file)
 
 
 def run(main: Callable[[], None]) -> None:

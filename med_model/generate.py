@@ -16,6 +16,10 @@ BROKEN = "\ufffd"  # what bytes that make no character decode to: a model may pr
 BATCH_SIZE = 64
 
 
+def _stops(settings: GenerationConfig) -> set[int]:
+    return set(torch.tensor(settings.eos_token_id).reshape(-1).tolist())
+
+
 def _choose(logits: Tensor, said: Tensor, settings: GenerationConfig, generator: torch.Generator | None) -> Tensor:
     """The next token of each row, (rows,), chosen as `model.generate` does, from the same random numbers.
 
@@ -74,7 +78,7 @@ def generate_ids(
     room = min(settings.max_new_tokens, model.config.n_positions - width)
     if room < 1:
         return
-    stops = set(torch.tensor(settings.eos_token_id).reshape(-1).tolist())
+    stops = _stops(settings)
     # Filled up with a token that the prompt has said anyway, so that the penalty is what it is for the prompt alone.
     said = torch.tensor([prompt + prompt[-1:] * (width + room - len(prompt)) for prompt in prompts])
     said = said.to(model.device)  # (rows, width + room)
@@ -125,7 +129,7 @@ def generate_answers(
     batch_size: int = BATCH_SIZE,
 ) -> list[tuple[str, bool]]:
     """(text, whether it stopped by itself) for each prompt; in batches of prompts of like length, longest first."""
-    stops = set(torch.tensor(settings.eos_token_id).reshape(-1).tolist())
+    stops = _stops(settings)
     answers: list[tuple[str, bool]] = [("", False)] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     for start in range(0, len(order), batch_size):

@@ -18,7 +18,7 @@ from med_model.prompt import IGNORE
 CHUNK_TOKENS = {"cpu": 256}  # measured: benchmarks/README.md
 DEFAULT_CHUNK_TOKENS = 4096  # a GPU wants large products; 4096 x 20,000 floats are 330 MB
 SOFTMAX_ROWS = {"cpu": 64}  # of a chunk at a time: they stay in the cache; elsewhere the whole chunk
-SUM_ROWS = 4096
+SUM_ROWS = 4096  # of the weight's gradient at a time: 25 MB less at the peak
 KEPT_PROBABILITY_BYTES = 512 * 2**20  # up to here they are kept for the backward pass instead of made again
 SMALLEST_PROBABILITY = torch.finfo(torch.float32).tiny  # a loss of 87 nats; its gradient is right beyond that too
 

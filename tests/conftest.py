@@ -1,5 +1,6 @@
 """What several test files need: a tiny tokenizer made by the project's own script, a tiny model, a script runner."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -39,6 +40,15 @@ ADVICE = (
     "平时怎么办？按时复查，把结果记下来；有变化就去医院",
     "请在专业医生指导下合理使用药物治疗本病",  # boilerplate, longer than a token may be
 )
+
+
+def load_script(script: str):
+    """A script of the project as a module, for what is too slow to start once a case."""
+    name = script.removesuffix(".py").replace("/", ".")
+    spec = importlib.util.spec_from_file_location(name, ROOT / script)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

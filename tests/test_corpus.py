@@ -1,7 +1,6 @@
 """corpus/build.py and the data sets that it made."""
 
 import copy
-import importlib.util
 import json
 import random
 import re
@@ -10,21 +9,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import load_script
 
 from med_model import paths
 
-BUILD = paths.ROOT / "corpus" / "build.py"
 DATASETS = ("pre_training/dataset", "sft/dataset", "dpo/dataset")
 
 
-def load_builder():
-    spec = importlib.util.spec_from_file_location("corpus_build", BUILD)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-builder = load_builder()
+builder = load_script("corpus/build.py")
 
 
 def files_below(root: Path) -> dict[str, bytes]:

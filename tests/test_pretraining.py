@@ -1,9 +1,8 @@
 """pre_training/py/run_pretraining.py: its blocks, its model, and that the engine trains as the plain one does."""
 
-import importlib.util
-
 import pytest
 import torch
+from conftest import load_script
 from transformers import AutoTokenizer, Trainer, set_seed
 
 from med_model import paths
@@ -13,12 +12,7 @@ from med_model.optimizer import optimizers_for
 
 @pytest.fixture(scope="module")
 def run_pretraining():
-    """The script pre_training/py/run_pretraining.py as a module."""
-    file = paths.ROOT / "pre_training" / "py" / "run_pretraining.py"
-    spec = importlib.util.spec_from_file_location("run_pretraining", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("pre_training/py/run_pretraining.py")
 
 
 def test_the_projects_gpt2_has_8_410_624_parameters_at_20_000_tokens(run_pretraining, tokenizer_directory):

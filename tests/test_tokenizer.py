@@ -1,16 +1,14 @@
 """pre_training/py/train_tokenizer.py and pre_training/py/test_tokenizer.py."""
 
-import importlib.util
 import json
 import random
 import shutil
-import sys
 
 import pytest
+from conftest import load_script
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from med_model import paths
 from med_model.command import UserError
 from med_model.prompt import encode_text
 
@@ -147,13 +145,7 @@ def test_auto_tokenizer_reads_what_tokenizers_reads_also_beside_a_gpt2_model(
 
 @pytest.fixture(scope="module")
 def train_tokenizer():
-    """The script as a module, for what is too slow to start once a case."""
-    spec = importlib.util.spec_from_file_location("train_tokenizer", paths.ROOT / TRAIN)
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up there
-        spec.loader.exec_module(module)
-        yield module
+    return load_script(TRAIN)
 
 
 @pytest.fixture

@@ -127,6 +127,25 @@ def dataset_of(pairs: list[Pair], reference: list[tuple[float, float]]) -> Datas
     return Dataset.from_dict(columns)
 
 
+def new_trainer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    training: DPOArguments,
+    train_dataset: Dataset,
+    eval_dataset: Dataset | None = None,
+) -> ReadyDPOTrainer:
+    """TRL's trainer with the chunked head, on pairs made by `dataset_of`; the benchmark makes its own here too."""
+    trainer = ReadyDPOTrainer(
+        model=model,
+        args=training,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=tokenizer,
+    )
+    use_chunked_head(model)
+    return trainer
+
+
 def main() -> None:
     stage, training = parse(DataArguments, DPOArguments, description=__doc__)
     checkpoint = check_output(stage, training)
@@ -148,14 +167,9 @@ def main() -> None:
         raise UserError(f"--max_length {training.max_length}: the model has {model.config.n_positions} positions")
     reference = reference_scores(model.to(training.device), pairs + heldout, training)
     before = preference_measures(model, heldout)
-    trainer = ReadyDPOTrainer(
-        model=model,
-        args=training,
-        train_dataset=dataset_of(pairs, reference[: len(pairs)]),
-        eval_dataset=dataset_of(heldout, reference[len(pairs) :]),
-        processing_class=tokenizer,
-    )
-    use_chunked_head(model)
+    train_dataset = dataset_of(pairs, reference[: len(pairs)])
+    eval_dataset = dataset_of(heldout, reference[len(pairs) :])
+    trainer = new_trainer(model, tokenizer, training, train_dataset, eval_dataset)
     seconds = train(trainer, stage, checkpoint)
 
     model.eval()

@@ -26,7 +26,7 @@ from med_model.prompt import BASE_STOPS, END_OF_TEXT, encode_text
 from med_model.training import StageArguments, check_output, finish, train
 
 BLOCK_TOKENS = 512  # the model's positions
-FREQUENCY_BIAS = 0.1
+FREQUENCY_BIAS = 0.1  # of the last norm, see start_at_token_frequencies
 ENCODE_BATCH = 1000  # documents; enough to keep the tokenizer's threads busy
 
 
@@ -131,6 +131,25 @@ def start_at_token_frequencies(model: GPT2LMHeadModel, tokens: np.ndarray) -> No
     model.transformer.wte.weight += scaled[:, None]
 
 
+def new_trainer(
+    model: GPT2LMHeadModel,
+    tokenizer: PreTrainedTokenizerBase,
+    training: PretrainingArguments,
+    blocks: PackedBlocks,
+    heldout_blocks: PackedBlocks | None = None,
+) -> Trainer:
+    """The Trainer with the chunked head and the optimizer of this stage; the benchmark makes its own here too."""
+    use_chunked_head(model)
+    return Trainer(
+        model=model,
+        args=training,
+        train_dataset=blocks,
+        eval_dataset=heldout_blocks,
+        processing_class=tokenizer,
+        optimizers=optimizers_for(model, training),
+    )
+
+
 def print_parts(model: GPT2LMHeadModel) -> None:
     """The table of where the parameters are."""
     body = model.transformer
@@ -175,15 +194,7 @@ def main() -> None:
     model = new_model(tokenizer, training.dropout)
     start_at_token_frequencies(model, blocks.tokens)
     print_parts(model)
-    use_chunked_head(model)
-    trainer = Trainer(
-        model=model,
-        args=training,
-        train_dataset=blocks,
-        eval_dataset=heldout_blocks,
-        processing_class=tokenizer,
-        optimizers=optimizers_for(model, training),
-    )
+    trainer = new_trainer(model, tokenizer, training, blocks, heldout_blocks)
     seconds = train(trainer, stage, checkpoint)
 
     model.eval()

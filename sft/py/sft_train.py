@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from med_model import paths
@@ -87,6 +87,27 @@ def encode(tokenizer: PreTrainedTokenizerBase, rows: list[list[Message]], max_le
     return Dataset.from_dict({key: [getattr(example, key) for example in kept] for key in Example._fields[:2]})
 
 
+def new_trainer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    training: SFTArguments,
+    train_dataset: Dataset,
+    eval_dataset: Dataset | None = None,
+) -> SFTTrainer:
+    """TRL's trainer with the chunked head and the optimizer of this stage; the benchmark makes its own here too."""
+    training.dataset_kwargs = {"skip_prepare_dataset": True}  # the rows are rendered already, by med_model.prompt
+    trainer = SFTTrainer(
+        model=model,
+        args=training,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        processing_class=tokenizer,
+        optimizers=optimizers_for(model, training),
+    )
+    use_chunked_head(model)
+    return trainer
+
+
 def main() -> None:
     stage, training = parse(DataArguments, SFTArguments, description=__doc__)
     checkpoint = check_output(stage, training)
@@ -111,16 +132,7 @@ def main() -> None:
     model, _ = load_model(stage.input_model, training.dropout)
     if training.max_length > model.config.n_positions:
         raise UserError(f"--max_length {training.max_length}: the model has {model.config.n_positions} positions")
-    training.dataset_kwargs = {"skip_prepare_dataset": True}  # the rows are rendered already, by med_model.prompt
-    trainer = SFTTrainer(
-        model=model,
-        args=training,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        processing_class=tokenizer,
-        optimizers=optimizers_for(model, training),
-    )
-    use_chunked_head(model)
+    trainer = new_trainer(model, tokenizer, training, train_dataset, eval_dataset)
     seconds = train(trainer, stage, checkpoint)
 
     model.eval()
