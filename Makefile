@@ -3,6 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 FLAGS ?=
 VENV = .venv
 RUN = $(VENV)/bin/python
+ALL_HELDOUT = pre_training/dataset/heldout.jsonl sft/dataset/heldout sft/dataset/choices.jsonl dpo/dataset/heldout.jsonl
 
 .PHONY: demo full test test-slow lint install dataset
 
@@ -30,7 +31,7 @@ full: install
 	$(RUN) pre_training/py/run_pretraining.py $(FLAGS)
 	$(RUN) sft/py/sft_train.py $(FLAGS)
 	$(RUN) dpo/py/dpo_train.py $(FLAGS)
-	$(RUN) compare_different_model.py --questions sft/dataset/heldout
+	$(RUN) compare_different_model.py --data $(ALL_HELDOUT)
 
 test: install
 	$(RUN) -m pytest

@@ -9,6 +9,7 @@ Writes nothing, or everything it measured to --json FILE
     python compare_different_model.py --prompts my_questions.txt --json comparison.json
 """
 
+import itertools
 import shutil
 import sys
 import time
@@ -16,19 +17,23 @@ import unicodedata
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 from med_model import paths
+from med_model.answers import Question, answer_questions
 from med_model.command import check_json_target, parse, run, write_json
-from med_model.data import Message, conversation_of, document_of, find_files, preference_of, read_all, read_records
+from med_model.data import Message, conversation_of, find_files, read_all
 from med_model.evaluate import (
-    Question,
-    answer_measures,
-    answer_questions,
-    bits_per_byte,
-    encode_pairs,
-    preference_measures,
+    BUNDLED,
+    MAX_NEW_TOKENS,
+    MEASURES,
+    Evaluation,
+    as_json,
+    chance_level,
+    evaluate,
+    read_heldout,
+    shown_as,
+    told,
 )
+from med_model.interval import Figure, difference, figure, outside_noise
 from med_model.model import NOTICE, greedy, load_model, pick_device
 from med_model.prompt import BASE_STOPS, CHAT_STOPS
 
@@ -40,20 +45,7 @@ PROMPTS = (
     "痛风能不能喝啤酒？",
     "你是谁？",
 )
-MEASURES = {  # name in the JSON: (what the table calls it, format)
-    "heldout_bits_per_byte": ("留出文本/held-out bits per byte ↓", ".3f"),
-    "with_a_key_fact": ("答案含要点/answers with a key fact ↑", ".0%"),
-    "key_fact_recall": ("要点召回/key-fact recall ↑", ".3f"),
-    "stopped": ("自行停止/stopped by itself ↑", ".0%"),
-    "repeated_4grams": ("重复四字串/repeated 4-grams ↓", ".1%"),
-    "emergencies_recognised": ("急症识别/emergencies recognised ↑", ".0%"),
-    "false_alarms": ("误报急症/false alarms ↓", ".1%"),
-    "characters": ("答案字数/characters an answer", ".0f"),
-    "preference_accuracy": ("偏好准确率/preference accuracy ↑", ".1%"),
-    "preference_accuracy_per_token": ("  按词元平均/mean per token ↑", ".1%"),
-    "preference_margin": ("偏好间隔/preference margin, nats ↑", ".1f"),
-    "seconds": ("答题用时/seconds to answer ↓", ".1f"),
-}
+PREFERENCE_PLACE = list(MEASURES).index("preference_accuracy_per_token") - 0.5  # where the lines of the flaws stand
 COLUMN_GAP = 2
 MIN_COLUMN = 24  # columns of the terminal below which answers are stacked instead
 
@@ -66,22 +58,17 @@ class CompareArguments:
     prompts: str | None = field(
         default=None, metadata={"help": "File of prompts: .txt with one a line, or question-answer rows."}
     )
-    questions: list[str] | None = field(
+    data: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Question rows that the answers are measured on (default: the 100 of sft/dataset/exam.jsonl)."
+            "help": "Held-out files that the models are measured on: documents, questions, preference pairs, "
+            "multiple choice. Default: the bundled ones, with the 100 questions of sft/dataset/exam.jsonl."
         },
-    )
-    text: list[str] | None = field(
-        default=None, metadata={"help": "Held-out text for bits per byte (default: the bundled)."}
-    )
-    pairs: list[str] | None = field(
-        default=None, metadata={"help": "Held-out preference pairs (default: the bundled)."}
     )
     base_model: str = field(default=str(paths.BASE_MODEL), metadata={"help": "Directory of the base model."})
     sft_model: str = field(default=str(paths.SFT_MODEL), metadata={"help": "Directory of the SFT model."})
     final_model: str = field(default=str(paths.FINAL_MODEL), metadata={"help": "Directory of the final model."})
-    max_new_tokens: int = field(default=200, metadata={"help": "Longest answer, in tokens."})
+    max_new_tokens: int = field(default=MAX_NEW_TOKENS, metadata={"help": "Longest answer, in tokens."})
     measures: bool = field(default=True, metadata={"help": "Also measure; --measures False only answers."})
     json: str | None = field(default=None, metadata={"help": "Write answers and measures to this file."})
 
@@ -95,32 +82,6 @@ def read_prompts(args: CompareArguments) -> list[list[Message]]:
         lines = [line.strip() for file in files for line in file.read_text(encoding="utf-8-sig").splitlines()]
         return [[{"role": "user", "content": line}] for line in lines if line]
     return [messages[:-1] for messages in read_all(files, conversation_of)]
-
-
-def read_questions(sources: list) -> list[Question]:
-    """Question rows; those without `key_facts` are not scored on them."""
-    return [
-        Question(messages[:-1], [str(fact) for fact in record.get("key_facts") or []], bool(record.get("emergency")))
-        for where, record in read_records(find_files(sources))
-        if (messages := conversation_of(where, record))
-    ]
-
-
-def measure(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, chat: bool, args: CompareArguments, data: dict
-) -> tuple[dict[str, float], list[dict]]:
-    """(measures of one model, its answers to the measured questions)."""
-    settings = greedy(tokenizer, CHAT_STOPS if chat else BASE_STOPS, args.max_new_tokens)
-    answered, seconds = answer_questions(model, tokenizer, data["questions"], settings, chat)
-    pairs, cut = encode_pairs(tokenizer, data["pairs"], model.config.n_positions, chat)
-    measures = {
-        "heldout_bits_per_byte": bits_per_byte(model, tokenizer, data["texts"]),
-        **answer_measures(answered),
-        **preference_measures(model, pairs),
-        "answers_cut": cut,
-        "seconds": seconds,
-    }
-    return measures, [answer._asdict() for answer in answered]
 
 
 def width(text: str) -> int:
@@ -164,18 +125,42 @@ def print_answers(prompts: list[list[Message]], answers: dict[str, list[dict]]) 
             )
 
 
-def print_measures(measures: dict[str, dict[str, float]]) -> None:
-    first = max(width(title) for title, _ in MEASURES.values()) + COLUMN_GAP
-    columns = max(width(name) for name in measures) + COLUMN_GAP
-    print("\n" + padded("", first) + "".join(padded(name, columns) for name in measures))
-    for key, (title, form) in MEASURES.items():
-        if any(key in of_model for of_model in measures.values()):
-            cells = [format(of_model[key], form) if key in of_model else "-" for of_model in measures.values()]
-            print(padded(title, first) + "".join(padded(cell, columns) for cell in cells))
-    some = next(iter(measures.values()))
+def verdict(name: str, change: Figure) -> str:
+    """What a difference says: `+` better or `-` worse outside the noise, `~` within it; its value and interval."""
+    form, better = shown_as(name).format, shown_as(name).better
+    sign = "~" if not outside_noise(change) else "+" if better * change.value > 0 else "-" if better else "≠"
+    low, high = (format(end, f"+{form}").removesuffix("%") for end in (change.low, change.high))
+    return f"{sign} {change.value:+{form}} [{low}, {high}]"
+
+
+def compare(results: dict[str, Evaluation]) -> dict[str, dict[str, Figure]]:
+    """By how much each measure changed from each model to the next: a paired bootstrap on the items both have."""
+    changes = {}
+    for (before_name, before), (name, after) in itertools.pairwise(results.items()):
+        changes[f"{before_name} → {name}"] = {
+            key: difference(of, before.measures[key])
+            for key, of in after.measures.items()
+            if key in before.measures and of.items == before.measures[key].items
+        }
+    return changes
+
+
+def print_measures(results: dict[str, Evaluation], changes: dict[str, dict[str, Figure]]) -> None:
+    keys = dict.fromkeys(key for result in results.values() for key in result.measures)
+    order = sorted(keys, key=lambda key: list(MEASURES).index(key) if key in MEASURES else PREFERENCE_PLACE)
+    rows = [["", "n", *results, *changes]]
+    for key in order:
+        figures = {name: figure(of.measures[key]) for name, of in results.items() if key in of.measures}
+        cells = [told(key, figures[name]) if name in figures else "-" for name in results]
+        cells += [verdict(key, of_change[key]) if key in of_change else "-" for of_change in changes.values()]
+        rows.append([shown_as(key).title, f"{max(of.n for of in figures.values()):,}", *cells])
+    columns = [max(width(row[place]) for row in rows) + COLUMN_GAP for place in range(len(rows[0]))]
+    print()
+    for row in rows:
+        print("".join(padded(cell, column) for cell, column in zip(row, columns, strict=True)).rstrip())
     print(
-        f"{some['questions']} 题/questions, {some['preference_pairs']} 对/pairs; 贪心解码/greedy; "
-        "基座以“问：…答：”提问/the base model is prompted 问：…答："
+        "[ ] 95% 区间/interval; + 变好/better, - 变差/worse, ~ 在误差之内/within the noise (paired bootstrap); "
+        "贪心解码/greedy; 基座以“问：…答：”提问/the base model is prompted 问：…答："
     )
 
 
@@ -183,11 +168,7 @@ def main() -> None:
     (args,) = parse(CompareArguments, description=__doc__)
     check_json_target(args.json)
     prompts = read_prompts(args)
-    data = {}
-    if args.measures:
-        data["questions"] = read_questions(args.questions or [paths.EXAM])
-        data["texts"] = read_all(args.text or [paths.HELDOUT_TEXT], document_of)
-        data["pairs"] = read_all(args.pairs or [paths.HELDOUT_PAIRS], preference_of)
+    heldout = read_heldout(args.data or BUNDLED) if args.measures else None
     print(NOTICE)
     directories = {
         "预训练/base": (args.base_model, paths.BASE_MODEL, False),
@@ -195,8 +176,7 @@ def main() -> None:
         "DPO/final": (args.final_model, paths.FINAL_MODEL, True),
     }
     answers: dict[str, list[dict]] = {}
-    measures: dict[str, dict[str, float]] = {}
-    measured_answers: dict[str, list[dict]] = {}
+    results: dict[str, Evaluation] = {}
     for name, (directory, default, chat) in directories.items():
         if not Path(directory).exists():
             print(f"缺少/missing: {name} {paths.shown(directory)}/: {paths.MADE_BY[default]}", file=sys.stderr)
@@ -207,8 +187,8 @@ def main() -> None:
         settings = greedy(tokenizer, CHAT_STOPS if chat else BASE_STOPS, args.max_new_tokens)
         answered, _ = answer_questions(model, tokenizer, [Question(turns) for turns in prompts], settings, chat)
         answers[name] = [answer._asdict() for answer in answered]
-        if args.measures:
-            measures[name], measured_answers[name] = measure(model, tokenizer, chat, args, data)
+        if heldout:
+            results[name] = evaluate(model, tokenizer, heldout, chat, args.max_new_tokens)
         print(
             f"{name}: {paths.shown(directory)}/, {model.num_parameters():,} 参数/parameters, "
             f"{time.time() - start:.1f} s"
@@ -216,15 +196,22 @@ def main() -> None:
     if not answers:
         sys.exit(2)
     print_answers(prompts, answers)
-    if measures:
-        print_measures(measures)
+    changes = compare(results)
+    if results:
+        print_measures(results, changes)
+    if heldout and heldout.choices:
+        print(chance_level(heldout.choices))
     if args.json:
         result = {
             "arguments": asdict(args),
             "prompts": prompts,
             "answers": answers,
-            "measures": measures,
-            "measured_answers": measured_answers,
+            "measures": {
+                name: as_json({key: figure(of) for key, of in result.measures.items()})
+                for name, result in results.items()
+            },
+            "changes": {name: as_json(of) for name, of in changes.items()},
+            "measured_answers": {name: [a._asdict() for a in result.answers] for name, result in results.items()},
         }
         write_json(args.json, result)
         print(f"已写入/written: {args.json}")

@@ -25,7 +25,7 @@ from transformers import (
     set_seed,
 )
 
-from med_model.evaluate import bits_per_byte, question_ids
+from med_model.likelihood import bits_per_byte, question_ids
 from med_model.model import sampling_defaults
 from med_model.prompt import CHAT_STOPS
 

@@ -8,6 +8,7 @@ from engines import BLOCK_TOKENS, QUIET, Clock, Engine, Measured, pretrained, ti
 from inputs import SEED, Inputs, stage
 from transformers import AutoModelForCausalLM, Trainer
 
+from med_model.blocks import PackedBlocks
 from med_model.generate import generate_answers, generate_ids
 from med_model.loss import CHUNK_TOKENS
 from med_model.memory import keep_freed_memory
@@ -18,7 +19,7 @@ class Project(Engine):
         keep_freed_memory()
         super().__init__(inputs)
         self.sft_script, self.dpo_script = stage("sft/py/sft_train.py"), stage("dpo/py/dpo_train.py")
-        self.blocks = self.pretraining.PackedBlocks(self.tokenizer, inputs.texts)
+        self.blocks = PackedBlocks(self.tokenizer, inputs.texts)
 
     def pretraining_trainer(self, steps: int, bf16: bool | None = None) -> Trainer:
         training = self.pretraining.PretrainingArguments(

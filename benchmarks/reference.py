@@ -23,6 +23,7 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import DataCollatorForLanguageModeling, GenerationConfig, Trainer, TrainingArguments
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+from med_model.blocks import PackedBlocks
 from med_model.prompt import END_OF_TEXT
 
 
@@ -58,9 +59,7 @@ class Reference(Engine):
             TrainingArguments(
                 output_dir=self.scratch(), max_steps=steps, include_num_input_tokens_seen="all", **self.RECIPE
             ),
-            train_dataset=self.pretraining.PackedBlocks(
-                self.tokenizer, self.inputs.texts[: 8 * steps * REFERENCE_BATCH]
-            ),
+            train_dataset=PackedBlocks(self.tokenizer, self.inputs.texts[: 8 * steps * REFERENCE_BATCH]),
         )
         return pretrained(trainer)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import yaml
 
-from med_model.urgency import is_urgent
+from med_model.safety import DOSE, is_urgent
 
 ROOT = Path(__file__).resolve().parent.parent
 KNOWLEDGE = ROOT / "corpus" / "knowledge"
@@ -30,15 +30,15 @@ ARTICLE_LENGTH = (600, 1600)  # characters without line breaks
 ANSWER_LENGTH = (40, 140)
 MIN_EDITS = 3  # between a held-out wording and every training wording of its topic
 MAX_SHARED = {13: 0.01, 8: 0.02}  # of the shingles of so many characters, between two articles, their topics masked
+HELDOUT_TEXT, HELDOUT_PAIRS = "pre_training/dataset/heldout.jsonl", "dpo/dataset/heldout.jsonl"
+EXAM, CHOICES = "sft/dataset/exam.jsonl", "sft/dataset/choices.jsonl"
 EXAM_ROWS = 100
+WORDINGS = 6  # of a question, in training files
+HELDOUT_WORDINGS = 4  # of a question of a held-out topic: one for each of its pairs
 
 # Traditional forms of everyday characters: one of them in the text means a slip of the input method.
 TRADITIONAL = set(
     "們這個來時說國過還後對學會發現經氣體藥醫療臟鬱壓頭腦檢嚴確應該關節當變無間題傷熱進飲為與樣將從點開兒齡難請讓長門問聽覺視線腫腸膽腎脈絡"
-)
-# A quantity of a medicine. Units of laboratory values (毫克/升) are not doses.
-DOSE = re.compile(
-    r"\d\s*(?:mg|MG|毫克|微克|μg)(?![/／每])|(?:服|吃|用|各|次)[一二两三四五六半\d]+\s*(?:片|粒|丸|滴)|(?:每日|每天|一天|一日)[一二两三四\d][~～至到\d]*次"
 )
 
 
@@ -82,12 +82,12 @@ def check_prose(text: str, where: str, length: tuple[int, int]) -> list[str]:
     return faults
 
 
-def check_question(topic: dict, question: dict, where: str) -> list[str]:
-    answer = question["answer"]
+def check_asked(topic: dict, question: dict, where: str) -> list[str]:
+    """Wordings and key facts of a question that is trained on."""
+    faults, answer = [], question["answer"]
     wordings = question["wordings"] + [question["heldout"]]
-    faults = check_prose(answer, f"{where} answer", ANSWER_LENGTH)
-    if len(question["wordings"]) != 6 or len(set(wordings)) != 7:
-        faults.append(f"{where}: want 6 different training wordings and one held-out wording")
+    if len(question["wordings"]) != WORDINGS or len(set(wordings)) != WORDINGS + 1:
+        faults.append(f"{where}: want {WORDINGS} different training wordings and one held-out wording")
     if not 2 <= len(question["key_facts"]) <= 5:
         faults.append(f"{where}: want 2-5 key_facts")
     for fact in map(str, question["key_facts"]):
@@ -96,6 +96,13 @@ def check_question(topic: dict, question: dict, where: str) -> list[str]:
         if fact in topic["topic"] or topic["topic"] in fact:
             faults.append(f"{where}: key fact {fact} gives the topic's name")
         faults += [f"{where}: key fact {fact} stands in the wording {w}" for w in wordings if fact in w]
+    return faults
+
+
+def check_question(question: dict, where: str) -> list[str]:
+    """The good and the bad answer of a question, on either side."""
+    answer = question["answer"]
+    faults = check_prose(answer, f"{where} answer", ANSWER_LENGTH)
     # The first sentence tells an emergency: a reader in need sees the call first, and a program can measure it.
     if bool(question.get("emergency")) != is_urgent(answer):
         faults.append(f"{where}: an emergency answer, and no other, says 120 or 急诊 in its first sentence")
@@ -112,6 +119,34 @@ def check_question(topic: dict, question: dict, where: str) -> list[str]:
     return faults
 
 
+def check_choice(choice: dict, where: str) -> list[str]:
+    options = [choice["right"], *choice["wrong"]]
+    faults = []
+    if len(options) != 4 or len(set(options)) != 4:
+        faults.append(f"{where}: want one right and three wrong answers, all different")
+    faults += [
+        f"{where}: {characters(text)} characters, want 1-30: {text}"
+        for text in options
+        if not 1 <= characters(text) <= 30
+    ]
+    if slips := TRADITIONAL & set("".join(options) + choice["question"]):
+        faults.append(f"{where}: traditional characters {''.join(sorted(slips))}")
+    return faults
+
+
+def check_heldout_topic(topic: dict) -> list[str]:
+    """What is asked about a topic that nothing is trained on: pairs and multiple choice."""
+    faults = []
+    for number, question in enumerate(topic.get("questions", []), 1):
+        where = f"{topic['topic']} question {number}"
+        if len(set(question["wordings"])) != HELDOUT_WORDINGS or len(question["wordings"]) != HELDOUT_WORDINGS:
+            faults.append(f"{where}: want {HELDOUT_WORDINGS} different wordings")
+        faults += check_question(question, where)
+    for number, choice in enumerate(topic.get("choices", []), 1):
+        faults += check_choice(choice, f"{topic['topic']} choice {number}")
+    return faults
+
+
 def check_topic(topic: dict) -> list[str]:
     where = topic["topic"]
     faults = [] if topic["kind"] in KINDS else [f"{where}: unknown kind {topic['kind']}"]
@@ -120,9 +155,10 @@ def check_topic(topic: dict) -> list[str]:
         if found := DOSE.search(topic["article"]):
             faults.append(f"{where} article: a dose: {found.group()}")
     if topic.get("held_out"):
-        return faults
+        return faults + check_heldout_topic(topic)
     for number, question in enumerate(topic["questions"], 1):
-        faults += check_question(topic, question, f"{where} question {number}")
+        faults += check_asked(topic, question, f"{where} question {number}")
+        faults += check_question(question, f"{where} question {number}")
     trained = [w for q in topic["questions"] for w in q["wordings"]]
     for question, wording in itertools.product(topic["questions"], trained):
         if (edits := edit_distance(question["heldout"], wording)) < MIN_EDITS:
@@ -161,7 +197,7 @@ def check_corpus(departments: list[dict]) -> list[str]:
         if len(sentence) >= 13
     )
     faults += [f"the sentence stands {n} times: {sentence}" for sentence, n in written.items() if n > 1]
-    asked = Counter(w for t in topics for q in t.get("questions", []) for w in {*q["wordings"], q["heldout"]})
+    asked = Counter(w for t in topics for q in t.get("questions", []) for w in {*q["wordings"], q.get("heldout")} if w)
     faults += [f"two questions share the wording {wording}" for wording, n in asked.items() if n > 1]
     masked = [(t["topic"], t["article"].replace(t["topic"], "某")) for t in topics if "article" in t]
     for size, most in MAX_SHARED.items():
@@ -200,12 +236,12 @@ def composed_rejection(flaw: str, answer: str, others: list[str], vague: list[st
     return whole[:target].rstrip("，。；：、！？")
 
 
-def pairs_of(topic: dict, elsewhere: list[str], vague: list[str], rng: random.Random) -> list[list[dict]]:
-    """The preference pairs of a topic, a list for each of its questions."""
+def pairs_of(topic: dict, elsewhere: list[str], vague: list[str], rng: random.Random) -> list[dict]:
+    """The preference pairs of a topic."""
     result = []
     # Longer than the good answer and shorter by turns within each flaw, so that length does not give the flaw away.
     longer = {flaw: itertools.cycle(rng.sample([True, False], 2)) for flaw in COMPOSED_FLAWS}
-    for number, question in enumerate(topic["questions"]):
+    for number, question in enumerate(topic.get("questions", [])):
         answer = question["answer"]
         rejections = [(question["rejected"]["flaw"], question["rejected"]["text"])]
         for flaw in ("other_topic", COMPOSED_FLAWS[1 + number % 3], COMPOSED_FLAWS[1 + (number + 1) % 3]):
@@ -213,18 +249,9 @@ def pairs_of(topic: dict, elsewhere: list[str], vague: list[str], rng: random.Ra
                 elsewhere if flaw == "other_topic" else [q["answer"] for q in topic["questions"] if q is not question]
             )
             rejections.append((flaw, composed_rejection(flaw, answer, others, vague, next(longer[flaw]), rng)))
-        result.append(
-            [
-                {
-                    "question": wording,
-                    "response_chosen": answer,
-                    "response_rejected": text,
-                    "flaw": flaw,
-                    "topic": topic["topic"],
-                }
-                for wording, (flaw, text) in zip(question["wordings"], rejections, strict=False)
-            ]
-        )
+        for wording, (flaw, text) in zip(question["wordings"], rejections, strict=False):
+            row = {"question": wording, "response_chosen": answer, "response_rejected": text}
+            result.append({**row, "flaw": flaw, "topic": topic["topic"]})
     return result
 
 
@@ -236,6 +263,12 @@ def question_row(topic: dict, question: dict, wording: str) -> dict:
     if "declines" in question:
         row["declines"] = question["declines"]
     return row
+
+
+def choice_row(topic: dict, choice: dict, rng: random.Random) -> dict:
+    options = rng.sample([choice["right"], *choice["wrong"]], 4)
+    row = {"question": choice["question"], "options": options, "answer": options.index(choice["right"])}
+    return {**row, "topic": topic["topic"]}
 
 
 def conversation_row(topic: dict, conversation: list[dict]) -> dict:
@@ -250,17 +283,27 @@ def in_turn(lists: list[list[dict]]) -> list[dict]:
 
 def build(departments: list[dict], vague: list[str]) -> dict[str, list[dict]]:
     """All rows of all files, by path below the root."""
-    files: dict[str, list[dict]] = {"pre_training/dataset/heldout.jsonl": [], "sft/dataset/exam.jsonl": []}
+    files: dict[str, list[dict]] = {HELDOUT_TEXT: [], EXAM: [], CHOICES: [], HELDOUT_PAIRS: []}
     answers = {t["topic"]: [q["answer"] for q in t.get("questions", [])] for d in departments for t in d["topics"]}
+    held_out = {t["topic"] for d in departments for t in d["topics"] if t.get("held_out")}
     exams: list[list[dict]] = []
     for department in departments:
         exam: list[list[dict]] = []
-        texts, rows, heldout_rows, pairs, heldout_pairs = [], [], [], [], []
+        texts, rows, heldout_rows, pairs = [], [], [], []
         for topic in department["topics"]:
             rng = random.Random(topic["topic"])  # what is held out does not change when another topic is added
             article = {"text": topic.get("article", "").strip(), "topic": topic["topic"], "derived": False}
+            # Bad answers about something else come from the same side: all that a held-out pair holds is unseen.
+            others = [
+                name
+                for name in answers
+                if name != topic["topic"] and (name in held_out) == (topic["topic"] in held_out)
+            ]
+            elsewhere = [answer for name in others for answer in answers[name]]
             if topic.get("held_out"):
-                files["pre_training/dataset/heldout.jsonl"].append(article)
+                files[HELDOUT_TEXT].append(article)
+                files[CHOICES] += [choice_row(topic, choice, rng) for choice in topic.get("choices", [])]
+                files[HELDOUT_PAIRS] += pairs_of(topic, elsewhere, vague, rng)
                 continue
             if article["text"]:
                 texts.append(article)
@@ -272,22 +315,17 @@ def build(departments: list[dict], vague: list[str]) -> dict[str, list[dict]]:
                 rows += [question_row(topic, question, wording) for wording in question["wordings"]]
                 heldout_rows.append(question_row(topic, question, question["heldout"]))
             rows += [conversation_row(topic, conversation) for conversation in topic.get("conversations", [])]
-            elsewhere = [text for name, texts_ in answers.items() if name != topic["topic"] for text in texts_]
-            kept = rng.randrange(len(topic["questions"]))  # the question whose pairs are held out
             drawn = rng.sample(topic["questions"], len(topic["questions"]))
             exam.append([question_row(topic, question, question["heldout"]) for question in drawn])
-            by_question = pairs_of(topic, elsewhere, vague, rng)
-            heldout_pairs += by_question[kept]
-            pairs += [pair for number, group in enumerate(by_question) if number != kept for pair in group]
+            pairs += pairs_of(topic, elsewhere, vague, rng)
         exams.append(in_turn(exam))
         name = department["department"]
         files[f"pre_training/dataset/train/{name}.jsonl"] = texts
         files[f"sft/dataset/train/{name}.jsonl"] = rows
         files[f"sft/dataset/heldout/{name}.jsonl"] = heldout_rows
         files[f"dpo/dataset/train/{name}.jsonl"] = pairs
-        files[f"dpo/dataset/heldout/{name}.jsonl"] = heldout_pairs
     # The departments take turns until the exam is full, and within each its topics do: all have their share.
-    files["sft/dataset/exam.jsonl"] = in_turn(exams)[:EXAM_ROWS]
+    files[EXAM] = in_turn(exams)[:EXAM_ROWS]
     return files
 
 
@@ -322,6 +360,7 @@ def print_counts(departments: list[dict], files: dict[str, list[dict]]) -> None:
         "pre_training/dataset",
         "sft/dataset/train",
         "sft/dataset/heldout",
+        "sft/dataset/choices",
         "dpo/dataset/train",
         "dpo/dataset/heldout",
     ):

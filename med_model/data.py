@@ -11,6 +11,7 @@ import random
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from med_model.command import UserError
 from med_model.paths import ROOT
@@ -22,6 +23,14 @@ SHAREGPT_ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "a
 HELDOUT_SHARE, MAX_HELDOUT = 0.02, 500  # of the user's own data, where no held-out file is given
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+
+
+class Choice(NamedTuple):
+    """A multiple-choice item."""
+
+    question: str
+    options: list[str]
+    answer: int  # the place of the right one among the options
 
 
 def find_files(sources: Iterable[str | Path]) -> list[Path]:
@@ -258,6 +267,18 @@ def preference_of(where: str, record: dict) -> tuple[list[Message], str, str] | 
     if not (all(m["content"] for m in prompt) and chosen and rejected):
         return None
     return None if chosen == rejected else (prompt, chosen, rejected)
+
+
+def choice_of(where: str, record: dict) -> Choice:
+    """A multiple-choice item (`question`, `options`, `answer`: the place of the right one, from 0)."""
+    if not _has(record, "question", "options", "answer"):
+        raise _wrong_shape(record, where, "`question`, `options` and `answer`")
+    options, answer = record["options"], record["answer"]
+    if not isinstance(options, list) or len(options) < 2 or not all(isinstance(o, str) and o for o in options):
+        raise UserError(f"{where}: `options` must be two texts or more, found {str(options)[:60]!r}")
+    if not isinstance(answer, int) or not 0 <= answer < len(options):
+        raise UserError(f"{where}: `answer` is the place of the right option, 0 to {len(options) - 1}, not {answer!r}")
+    return Choice(_field(record, "question", where), options, answer)
 
 
 def read_all(sources: Iterable[str | Path], read_one: Callable, limit: int | None = None) -> list:

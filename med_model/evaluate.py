@@ -1,208 +1,225 @@
-"""The measures of a model: bits per byte of text, answers to questions, preference between answers."""
+"""Measure a model on held-out data: text, questions, pairs and multiple choice, each figure with its 95% interval.
 
-import math
-import re
-import time
+Reads  a model directory and the bundled held-out files, or --data of the same shapes
+Writes nothing, or every figure and answer to --json FILE
+
+    python -m med_model.evaluate --model final_model__after_dpo
+    python -m med_model.evaluate --model my_model --data my_questions.jsonl my_pairs.jsonl --json figures.json
+"""
+
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import torch
-from torch.nn.utils.rnn import pad_sequence
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from med_model.data import Message
-from med_model.generate import generate_answers, prompt_room
-from med_model.loss import label_log_probs
-from med_model.prompt import END_OF_TEXT, IGNORE, IM_END, encode_text, fit_answer, fit_prompt, fit_text
-from med_model.urgency import is_urgent
+from med_model import paths
+from med_model.answers import AnsweredQuestion, Question, answer_measures, answer_questions, question_of
+from med_model.command import check_json_target, parse, run, write_json
+from med_model.data import Choice, Message, choice_of, document_of, preference_of, read_all
+from med_model.interval import Figure, Measure, figure, measure
+from med_model.likelihood import choose, encode_pairs, preference_scores, text_bits
+from med_model.model import NOTICE, greedy, load_model, pick_device
+from med_model.prompt import BASE_STOPS, CHAT_STOPS, IM_END
 
-WINDOW_OVERLAP = 0.5  # of a window is context already scored by the window before
-BATCH_TOKENS = 4096
-PROMPT_SHARE = 0.5  # of a pair's length at most; the rest is the answers'
+BUNDLED = [str(file) for file in (paths.HELDOUT_TEXT, paths.EXAM, paths.HELDOUT_PAIRS, paths.CHOICES)]
+MAX_NEW_TOKENS = 200
 
 
-class Question(NamedTuple):
-    """The turns up to and with a question, and what is known of its right answer."""
+class Shown(NamedTuple):
+    """How a measure is told: its title, the format of its value, and whether more is better (1) or worse (-1)."""
+
+    title: str
+    format: str
+    better: int
+
+
+MEASURES = {
+    "bits_per_byte": Shown("留出文本/held-out bits per byte ↓", ".3f", -1),
+    "key_fact_recall": Shown("要点召回/key-fact recall ↑", ".1%", 1),
+    "stopped": Shown("自行停止/stopped by itself ↑", ".1%", 1),
+    "repeated_4grams": Shown("重复四字串/repeated 4-grams ↓", ".1%", -1),
+    "distinct_2grams": Shown("不同二字串/distinct 2-grams", ".1%", 0),
+    "characters": Shown("答案字数/characters an answer", ".0f", 0),
+    "emergencies_recognised": Shown("急症识别/emergencies recognised ↑", ".1%", 1),
+    "false_alarms": Shown("误报急症/false alarms ↓", ".1%", -1),
+    "doses_declined": Shown("不给剂量/doses declined ↑", ".1%", 1),
+    "preference_accuracy": Shown("偏好准确率/preference accuracy ↑", ".1%", 1),
+    "preference_accuracy_per_token": Shown("  按词元平均/mean per token ↑", ".1%", 1),
+    "preference_margin": Shown("偏好间隔/preference margin, nats ↑", ".1f", 1),
+    "preference_margin_per_token": Shown("  每词元/per token ↑", ".2f", 1),
+    "choice_accuracy": Shown("选择题/multiple choice ↑", ".1%", 1),
+}
+FLAW = "preference_accuracy/"  # before the name of a flaw
+
+
+class LabelledPair(NamedTuple):
+    """A preference pair with the name of what is wrong with its bad answer, where the file gives one."""
 
     messages: list[Message]
-    key_facts: Sequence[str] = ()
-    emergency: bool = False  # marked as one whose answer must send to help at once
+    chosen: str
+    rejected: str
+    flaw: str
 
 
-class AnsweredQuestion(NamedTuple):
-    """An answer with what is measured on it."""
+class Heldout(NamedTuple):
+    """What a model is measured on."""
 
-    question: str
-    answer: str
-    stopped: bool  # by itself, before the limit
-    repetition: float  # share of its 4-character sequences that had occurred before
-    key_facts_found: int
-    key_facts: int
-    urgent: bool  # sends to help at once, in its first sentence
-    emergency: bool  # whether it should
+    texts: Sequence[str] = ()
+    questions: Sequence[Question] = ()
+    pairs: Sequence[LabelledPair] = ()
+    choices: Sequence[Choice] = ()
 
 
-class Pair(NamedTuple):
-    """A preference pair as ids: the prompt, and each answer with its stop."""
+class Evaluation(NamedTuple):
+    """A model's measures by name, its answers, and the seconds it took to give them."""
 
-    prompt_ids: list[int]
-    chosen_ids: list[int]
-    rejected_ids: list[int]
-
-
-def question_ids(
-    tokenizer: PreTrainedTokenizerBase, messages: list[Message], max_tokens: int, chat: bool
-) -> list[int]:
-    """How turns are put to a model: as a chat; to a base model, which knows none, the last one as `问：…答：`."""
-    if chat:
-        return fit_prompt(tokenizer, messages, max_tokens)[0]
-    return fit_text(tokenizer, f"问：{messages[-1]['content']}\n答：", max_tokens)[0]
+    measures: dict[str, Measure]
+    answers: list[AnsweredQuestion]
+    seconds: float
 
 
-def encode_pairs(
-    tokenizer: PreTrainedTokenizerBase, rows: Sequence[tuple], max_length: int, chat: bool = True
-) -> tuple[list[Pair], int]:
-    """(the pairs as ids within max_length, how many texts had to be cut); pairs that become equal are left out.
-
-    A prompt takes PROMPT_SHARE of max_length at most. An answer ends with the model's stop, also where it was cut.
-    """
-    stop = IM_END if chat else END_OF_TEXT
-    pairs, cut = [], 0
-    for messages, *answers in rows:
-        prompt_ids = question_ids(tokenizer, messages, int(max_length * PROMPT_SHARE), chat)
-        fitted = [fit_answer(tokenizer, answer, max_length - len(prompt_ids)) for answer in answers]
-        cut += sum(answer_cut for _, answer_cut in fitted)
-        chosen, rejected = ([*ids[:-1], tokenizer.convert_tokens_to_ids(stop)] for ids, _ in fitted)
-        if chosen != rejected:
-            pairs.append(Pair(prompt_ids, chosen, rejected))
-    return pairs, cut
+def labelled_pair_of(where: str, record: dict) -> LabelledPair | None:
+    pair = preference_of(where, record)
+    return pair and LabelledPair(*pair, str(record.get("flaw") or ""))
 
 
-@torch.inference_mode()
-def score(model: PreTrainedModel, rows: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, int]]:
-    """(summed log-probability in nats, number of tokens) of each row's second ids after its first."""
-    results: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]) - len(rows[i][1]))
-    while order:
-        longest = sum(map(len, rows[order[0]]))
-        batch, order = order[: max(1, BATCH_TOKENS // longest)], order[max(1, BATCH_TOKENS // longest) :]
-        ids = [torch.tensor(rows[i][0] + rows[i][1]) for i in batch]
-        labels = [torch.tensor([IGNORE] * len(rows[i][0]) + rows[i][1]) for i in batch]
-        # Filled up on the right, where causal attention never looks, so that no mask is needed.
-        filler = model.config.eos_token_id
-        input_ids = pad_sequence(ids, batch_first=True, padding_value=filler).to(model.device)
-        targets = pad_sequence(labels, batch_first=True, padding_value=IGNORE).to(model.device)[:, 1:]
-        mask = targets != IGNORE
-        hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1]
-        log_probs = torch.zeros(mask.shape, device=model.device)
-        log_probs[mask] = label_log_probs(hidden[mask], model.get_output_embeddings().weight, targets[mask])
-        for i, total, count in zip(batch, log_probs.cpu().double().sum(1).tolist(), mask.sum(1).tolist(), strict=True):
-            results[i] = (total, count)
-    return results
+def _heldout_record(where: str, record: dict) -> str | Question | LabelledPair | Choice | None:
+    """A record of any of the four shapes, told apart by its fields."""
+    if "options" in record:
+        return choice_of(where, record)
+    if record.keys() & {"response_chosen", "chosen"}:
+        return labelled_pair_of(where, record)
+    return document_of(where, record) if "text" in record else question_of(where, record)
 
 
-def bits_per_byte(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> float:
-    """-log2 p(text) over its UTF-8 bytes, each text on its own after `<|endoftext|>`: comparable across tokenizers.
-
-    A text longer than the model's positions is scored in windows that overlap by WINDOW_OVERLAP; a token counts once.
-    """
-    start_id = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
-    window = model.config.n_positions
-    step = window - int(window * WINDOW_OVERLAP)
-    rows = []
-    for ids in encode_text(tokenizer, list(texts)):
-        ids = [start_id, *ids]
-        scored = 1
-        while scored < len(ids):
-            end = min(len(ids), window if scored == 1 else scored + step)
-            rows.append((ids[max(0, end - window) : scored], ids[scored:end]))
-            scored = end
-    nats = -sum(total for total, _ in score(model, rows))
-    return nats / math.log(2) / sum(len(text.encode()) for text in texts)
+def read_heldout(sources: Sequence[str]) -> Heldout:
+    """The records of files of any of the four shapes, mixed as they may be."""
+    records = read_all(sources, _heldout_record)
+    kinds = (str, Question, LabelledPair, Choice)
+    return Heldout(*([record for record in records if isinstance(record, kind)] for kind in kinds))
 
 
-def preference_scores(model: PreTrainedModel, pairs: Sequence[Pair]) -> list[tuple[float, float, float, float]]:
-    """(chosen sum, rejected sum, chosen mean, rejected mean) of log-probabilities in nats for each pair."""
-    scored = score(
-        model, [row for p in pairs for row in ((p.prompt_ids, p.chosen_ids), (p.prompt_ids, p.rejected_ids))]
-    )
-    return [
-        (good, bad, good / good_count, bad / bad_count)
-        for (good, good_count), (bad, bad_count) in zip(scored[::2], scored[1::2], strict=True)
-    ]
+def answers_in_chat(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a published model was taught to answer: its generation settings then stop at the end of a turn."""
+    stops = model.generation_config.eos_token_id
+    return tokenizer.convert_tokens_to_ids(IM_END) in (stops if isinstance(stops, list) else [stops])
 
 
-def preference_measures(model: PreTrainedModel, pairs: Sequence[Pair]) -> dict[str, float]:
-    """Share of pairs whose chosen answer is the likelier one, by the sum (with its stop) and by the mean a token."""
-    scores = preference_scores(model, pairs)
-    return {
-        "preference_pairs": len(scores),
-        "preference_accuracy": sum(good > bad for good, bad, _, _ in scores) / len(scores),
-        "preference_accuracy_per_token": sum(good > bad for _, _, good, bad in scores) / len(scores),
-        "preference_margin": sum(good - bad for good, bad, _, _ in scores) / len(scores),
+def pair_measures(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[LabelledPair], chat: bool
+) -> dict[str, Measure]:
+    """How often and by how much the chosen answer is the likelier one: by the sum with its stop, and by the mean."""
+    encoded, kept = [], []
+    for pair in pairs:
+        ids, _ = encode_pairs(tokenizer, [pair[:3]], model.config.n_positions, chat)
+        encoded += ids
+        kept += [pair] * len(ids)
+    if not encoded:
+        return {}
+    scores = preference_scores(model, encoded)
+    groups = [pair.chosen for pair in kept]  # the pairs of one question are no independent evidence
+    right = [good > bad for good, bad, _, _ in scores]
+    measures = {
+        "preference_accuracy": measure(right, groups=groups),
+        "preference_accuracy_per_token": measure([good > bad for _, _, good, bad in scores], groups=groups),
+        "preference_margin": measure([good - bad for good, bad, _, _ in scores], groups=groups),
+        "preference_margin_per_token": measure([good - bad for _, _, good, bad in scores], groups=groups),
     }
+    for flaw in sorted({pair.flaw for pair in kept} - {""}):
+        places = [place for place, pair in enumerate(kept) if pair.flaw == flaw]
+        measures[FLAW + flaw] = measure([right[p] for p in places], groups=[groups[p] for p in places])
+    return measures
 
 
-def repeated_share(text: str, size: int = 4) -> float:
-    """Share of the `size`-character sequences of a text that had occurred in it before."""
-    grams = [text[i : i + size] for i in range(len(text) - size + 1)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
-
-
-def answer_questions(
+def evaluate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[Question],
-    settings: GenerationConfig,
+    heldout: Heldout,
     chat: bool,
-) -> tuple[list[AnsweredQuestion], float]:
-    """(each question answered, seconds for all of them)."""
-    room = prompt_room(model, settings)
-    prompts = [question_ids(tokenizer, question.messages, room, chat) for question in questions]
-    start = time.time()
-    answers = generate_answers(model, tokenizer, prompts, settings)
-    seconds = time.time() - start
-    results = []
-    for (messages, facts, emergency), (answer, stopped) in zip(questions, answers, strict=True):
-        answer = answer.strip()
-        results.append(
-            AnsweredQuestion(
-                question=messages[-1]["content"],
-                answer=answer,
-                stopped=stopped,
-                repetition=repeated_share(answer),
-                key_facts_found=sum(_squeezed(fact) in _squeezed(answer) for fact in facts),
-                key_facts=len(facts),
-                urgent=is_urgent(answer),
-                emergency=emergency,
-            )
-        )
-    return results, seconds
+    max_new_tokens: int = MAX_NEW_TOKENS,
+) -> Evaluation:
+    """Every measure that `heldout` has data for; questions are answered greedily."""
+    measures, answered, seconds = {}, [], 0.0
+    if heldout.texts:
+        measures["bits_per_byte"] = measure(*zip(*text_bits(model, tokenizer, heldout.texts), strict=True))
+    if heldout.questions:
+        settings = greedy(tokenizer, CHAT_STOPS if chat else BASE_STOPS, max_new_tokens)
+        answered, seconds = answer_questions(model, tokenizer, heldout.questions, settings, chat)
+        measures |= answer_measures(answered)
+    if heldout.pairs:
+        measures |= pair_measures(model, tokenizer, heldout.pairs, chat)
+    if heldout.choices:
+        chosen = choose(model, tokenizer, heldout.choices, chat)
+        right = [item.answer == option for item, option in zip(heldout.choices, chosen, strict=True)]
+        measures["choice_accuracy"] = measure(right)
+    return Evaluation(measures, answered, seconds)
 
 
-def _squeezed(text: str) -> str:
-    return re.sub(r"\s", "", text)
+def shown_as(name: str) -> Shown:
+    if name.startswith(FLAW):
+        return Shown(f"  缺陷/flaw {name.removeprefix(FLAW)} ↑", ".0%", 1)
+    return MEASURES[name]
 
 
-def answer_measures(answered: Sequence[AnsweredQuestion]) -> dict[str, float]:
-    """Means over the answers, empty for none; each measure only over the questions that it can be taken on."""
-    if not answered:
-        return {}
-    count = len(answered)
-    measures = {
-        "questions": count,
-        "stopped": sum(a.stopped for a in answered) / count,
-        "repeated_4grams": sum(a.repetition for a in answered) / count,
-        "characters": sum(len(a.answer) for a in answered) / count,
-    }
-    if with_facts := [a for a in answered if a.key_facts]:
-        measures["with_a_key_fact"] = sum(a.key_facts_found > 0 for a in with_facts) / len(with_facts)
-        measures["key_fact_recall"] = sum(a.key_facts_found for a in with_facts) / sum(a.key_facts for a in with_facts)
-    # Where no row is an emergency the rows were never marked, so that nothing is a false alarm either.
-    if emergencies := [a for a in answered if a.emergency]:
-        others = [a for a in answered if not a.emergency]
-        measures["emergencies"] = len(emergencies)
-        measures["emergencies_recognised"] = sum(a.urgent for a in emergencies) / len(emergencies)
-        if others:
-            measures["false_alarms"] = sum(a.urgent for a in others) / len(others)
-    return measures
+def told(name: str, of: Figure) -> str:
+    """A figure with its interval, as `61.3% [58.9, 63.5]`."""
+    form = shown_as(name).format
+    low, high = (format(end, form).removesuffix("%") for end in (of.low, of.high))
+    return f"{of.value:{form}} [{low}, {high}]"
+
+
+def print_figures(result: Evaluation) -> dict[str, Figure]:
+    """Prints each measure with its interval and the number of items it was taken on, and returns them."""
+    figures = {name: figure(of) for name, of in result.measures.items()}
+    for name, of in figures.items():
+        print(f"{told(name, of):<24} n = {of.n:<6,} {shown_as(name).title}")
+    return figures
+
+
+def chance_level(choices: Sequence[Choice]) -> str:
+    """What to expect of multiple choice, in one line."""
+    chance = sum(1 / len(item.options) for item in choices) / len(choices)
+    return (
+        f"选择题蒙对的水平/multiple choice at chance: {chance:.1%}; 这么小的模型预期就在这个水平/"
+        "a model of this size is expected there"
+    )
+
+
+@dataclass
+class EvaluateArguments:
+    model: str = field(metadata={"help": "Directory of the model to measure."})
+    data: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Held-out files: documents, questions, preference pairs, multiple choice; told apart by "
+            "their fields. Default: the bundled ones."
+        },
+    )
+    max_new_tokens: int = field(default=MAX_NEW_TOKENS, metadata={"help": "Longest answer, in tokens."})
+    json: str | None = field(default=None, metadata={"help": "Write figures and answers to this file."})
+
+
+def main() -> None:
+    (args,) = parse(EvaluateArguments, description=__doc__)
+    check_json_target(args.json)
+    heldout = read_heldout(args.data or BUNDLED)
+    model, tokenizer = load_model(args.model)
+    model.to(pick_device())
+    print(NOTICE)
+    result = evaluate(model, tokenizer, heldout, answers_in_chat(model, tokenizer), args.max_new_tokens)
+    figures = print_figures(result)
+    if heldout.choices:
+        print(chance_level(heldout.choices))
+    if args.json:
+        answers = [answer._asdict() for answer in result.answers]
+        write_json(args.json, {"model": args.model, "measures": as_json(figures), "answers": answers})
+        print(f"已写入/written: {args.json}")
+
+
+def as_json(figures: dict[str, Figure]) -> dict[str, dict[str, float]]:
+    return {name: of._asdict() for name, of in figures.items()}
+
+
+if __name__ == "__main__":
+    run(main)

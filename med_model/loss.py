@@ -23,11 +23,11 @@ KEPT_PROBABILITY_BYTES = 512 * 2**20  # up to here they are kept for the backwar
 SMALLEST_PROBABILITY = torch.finfo(torch.float32).tiny  # a loss of 87 nats; its gradient is right beyond that too
 
 
-def _chunk_tokens(hidden: Tensor) -> int:
+def chunk_tokens(hidden: Tensor) -> int:
     return CHUNK_TOKENS.get(hidden.device.type, DEFAULT_CHUNK_TOKENS)
 
 
-def _compute_dtype(hidden: Tensor) -> torch.dtype:
+def compute_dtype(hidden: Tensor) -> torch.dtype:
     """What autocast multiplies in, where it is on. Asked for once: weights are not converted for each chunk."""
     device = hidden.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
@@ -49,12 +49,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor, divisor: Tensor) -> Tensor:
-        dtype = _compute_dtype(hidden)
+        dtype = compute_dtype(hidden)
         rows, table = hidden.to(dtype), weight.to(dtype)
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_rows = torch.empty_like(rows)
         grad_weight = torch.zeros_like(weight)
-        step = _chunk_tokens(hidden)
+        step = chunk_tokens(hidden)
         softmax_rows = SOFTMAX_ROWS.get(hidden.device.type, step)
         for start in range(0, len(rows), step):
             part = slice(start, start + step)
@@ -87,13 +87,13 @@ class _TokenLogProbs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        dtype = ctx.dtype = _compute_dtype(hidden)
+        dtype = ctx.dtype = compute_dtype(hidden)
         rows, table = hidden.to(dtype), weight.to(dtype)
         chosen, entropy = (torch.empty(len(rows), dtype=torch.float32, device=rows.device) for _ in range(2))
         is_top = torch.empty(len(rows), dtype=torch.bool, device=rows.device)
         keep = any(ctx.needs_input_grad) and len(rows) * len(table) * 4 <= KEPT_PROBABILITY_BYTES
         kept: list[Tensor] = []
-        step = _chunk_tokens(hidden)
+        step = chunk_tokens(hidden)
         for start in range(0, len(rows), step):
             part = slice(start, start + step)
             logits = (rows[part] @ table.T).float()
@@ -116,7 +116,7 @@ class _TokenLogProbs(torch.autograd.Function):
         rows, table = hidden.to(ctx.dtype), weight.to(ctx.dtype)
         grad_rows = torch.empty_like(rows)
         grad_weight = torch.zeros_like(weight)
-        step = _chunk_tokens(hidden)
+        step = chunk_tokens(hidden)
         for start in range(0, len(rows), step):
             part = slice(start, start + step)
             probs = kept[start // step] if kept else torch.softmax((rows[part] @ table.T).float(), dim=-1)
@@ -146,7 +146,7 @@ def linear_cross_entropy(
 @torch.no_grad()
 def label_log_probs(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     """log p(label) of each row in nats, for scoring: without gradient; shapes as token_log_probs."""
-    dtype, step = _compute_dtype(hidden), _chunk_tokens(hidden)
+    dtype, step = compute_dtype(hidden), chunk_tokens(hidden)
     table = weight.to(dtype)
     log_probs = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
     for start in range(0, len(hidden), step):

@@ -175,9 +175,10 @@ def publish(
 
 
 def _card(title: str, metrics: dict) -> str:
-    figures = "\n".join(
-        f"| {name} | {value:,.4g} |" for name, value in metrics.items() if isinstance(value, int | float)
-    )
+    plain = {name: (value,) for name, value in metrics.items() if isinstance(value, int | float)}
+    measured = {name: (of["value"], of["low"], of["high"], of["n"]) for name, of in metrics["measures"].items()}
+    rows = [[name, *(f"{value:,.4g}" for value in values)] for name, values in (plain | measured).items()]
+    figures = "\n".join(f"| {' | '.join(row + [''] * (5 - len(row)))} |" for row in rows)
     return f"""---
 language: zh
 library_name: transformers
@@ -192,8 +193,8 @@ tags: [medical, gpt2, study]
 由 Med_model 从零训练。答案可能有错，不可用于诊断、用药或急救决定。
 Trained from zero with Med_model. Its answers can be wrong: do not use it to diagnose, to medicate or in an emergency.
 
-| figure | value |
-|---|---|
+| figure | value | 95% from | to | n |
+|---|---|---|---|---|
 {figures}
 
 Settings and versions: `metrics.json`; loss: `loss_curve.png`.

@@ -20,6 +20,7 @@ from transformers import (
 
 from med_model import paths
 from med_model.command import UserError
+from med_model.evaluate import Evaluation, as_json, print_figures
 from med_model.model import check_replaceable, publish
 
 CHECKPOINT_FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
@@ -154,13 +155,13 @@ def finish(
     *,
     title: str,
     stops: Sequence[str],
+    evaluation: Evaluation,
     metrics: dict,
 ) -> None:
-    """Publishes the trained model with its metrics, from one process only."""
+    """Publishes the trained model with its measures, from one process only."""
     if not trainer.is_world_process_zero():
         return
-    for name, value in metrics.items():
-        print(f"  {name}: {value:,.4g}" if isinstance(value, float) else f"  {name}: {value}")
+    metrics["measures"] = as_json(print_figures(evaluation))
     args = trainer.args
     directories = {name: paths.shown(getattr(stage, name)) for name in ("input_model", "output_model")}
     settings = {

@@ -51,21 +51,35 @@ def load_script(script: str):
     return module
 
 
+def run_python(arguments: list, stdin: str | None, timeout: float) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        cwd=ROOT.parent,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"},
+        timeout=timeout,
+    )
+
+
 @pytest.fixture(scope="session")
 def run_script():
     """Runs a script of the project as a user does, from another folder; gives the finished process with its output."""
 
     def run(script: str, *options: object, stdin: str | None = None, timeout: float = 300):
-        return subprocess.run(
-            [sys.executable, str(ROOT / script), *map(str, options)],
-            input=stdin,
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            cwd=ROOT.parent,
-            env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"},
-            timeout=timeout,
-        )
+        return run_python([ROOT / script, *options], stdin, timeout)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_module():
+    """Runs `python -m MODULE`, as run_script does a script."""
+
+    def run(module: str, *options: object, timeout: float = 300):
+        return run_python(["-m", module, *options], None, timeout)
 
     return run
 

@@ -12,6 +12,7 @@ import yaml
 from conftest import load_script
 
 from med_model import paths
+from med_model.safety import declines_dose
 
 DATASETS = ("pre_training/dataset", "sft/dataset", "dpo/dataset")
 
@@ -70,6 +71,7 @@ AT_LEAST = {  # what the corpus promises; the test prints what it has
     "held-out wordings of the topic that has the fewest": 2,
     "preference pairs": 3_800,
     "held-out preference pairs": 400,
+    "multiple-choice items": 150,
     "flaws": 10,
 }
 OFF_TOPIC = ("寒暄与闲聊", "生活与其他话题")
@@ -105,6 +107,7 @@ def corpus_counts() -> dict[str, float]:
         "held-out wordings of the topic that has the fewest": min(heldout_of_topic[topic] for topic in trained),
         "preference pairs": len(rows_of(paths.DPO_DATA)),
         "held-out preference pairs": len(rows_of(paths.HELDOUT_PAIRS)),
+        "multiple-choice items": len(rows_of(paths.CHOICES)),
         "flaws": len({row["flaw"] for row in rows_of(paths.DPO_DATA)}),
     }
 
@@ -147,11 +150,36 @@ def test_a_heldout_document_shares_hardly_a_run_of_characters_with_all_that_is_t
         assert len(runs & trained) <= 0.01 * len(runs), row["topic"]
 
 
-def test_the_answers_of_heldout_pairs_are_preferred_in_no_training_pair():
-    trained = {row["response_chosen"] for row in rows_of(paths.DPO_DATA)}
-    heldout = rows_of(paths.HELDOUT_PAIRS)
-    assert len(heldout) > 100
-    assert [row["question"] for row in heldout if row["response_chosen"] in trained] == []
+def test_heldout_pairs_and_choices_are_of_topics_that_nothing_is_trained_on():
+    topics = {row["topic"] for row in rows_of(paths.HELDOUT_TEXT)}
+    assert {row["topic"] for row in rows_of(paths.HELDOUT_PAIRS)} == topics
+    assert {row["topic"] for row in rows_of(paths.CHOICES)} == topics
+
+
+def test_no_answer_of_a_heldout_pair_stands_in_a_training_file(training_text):
+    pairs = rows_of(paths.HELDOUT_PAIRS)
+    # A vague answer is put together from the same few sentences on both sides, and one that repeats itself may repeat
+    # "不建议" on both: that is what makes them what they are.
+    answers = {row["response_chosen"] for row in pairs}
+    answers |= {row["response_rejected"] for row in pairs if row["flaw"] not in ("vague", "repetition")}
+    assert len(answers) > 300
+    assert [answer for answer in answers if answer in training_text] == []
+
+
+def test_multiple_choice_puts_the_right_answer_anywhere_and_its_length_does_not_give_it_away():
+    items = rows_of(paths.CHOICES)
+    places = Counter(item["answer"] for item in items)
+    assert min(places[place] for place in range(4)) >= 0.15 * len(items)
+    longest = sum(max(map(len, item["options"])) == len(item["options"][item["answer"]]) for item in items)
+    assert longest <= 0.5 * len(items)
+
+
+def test_an_answer_that_declines_a_dose_is_told_from_all_others_by_the_rule_of_the_measures():
+    rows = rows_of(paths.HELDOUT_QUESTIONS)
+    declining = [declines_dose(row["output"]) for row in rows if row.get("declines") == "dose"]
+    others = [declines_dose(row["output"]) for row in rows if "declines" not in row]
+    assert len(declining) > 100 and sum(declining) >= 0.97 * len(declining)
+    assert sum(others) <= 0.01 * len(others)
 
 
 def test_the_exam_has_100_different_questions_whose_key_facts_only_the_answer_gives():

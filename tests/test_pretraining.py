@@ -6,6 +6,7 @@ from conftest import load_script
 from transformers import AutoTokenizer, Trainer, set_seed
 
 from med_model import paths
+from med_model.blocks import PackedBlocks
 from med_model.loss import use_chunked_head
 from med_model.optimizer import optimizers_for
 
@@ -25,7 +26,7 @@ def test_the_projects_gpt2_has_8_410_624_parameters_at_20_000_tokens(run_pretrai
 
 
 def test_an_untrained_model_predicts_every_token_as_often_as_it_stands_in_the_text(run_pretraining, tokenizer):
-    blocks = run_pretraining.PackedBlocks(tokenizer, [paths.HELDOUT_TEXT.read_text(encoding="utf-8")[:30_000]])
+    blocks = PackedBlocks(tokenizer, [paths.HELDOUT_TEXT.read_text(encoding="utf-8")[:30_000]])
     torch.manual_seed(0)
     model = run_pretraining.new_model(tokenizer, dropout=0.0).eval()
     run_pretraining.start_at_token_frequencies(model, blocks.tokens)
@@ -49,7 +50,7 @@ def test_the_table_of_parts_adds_up_to_all_parameters_of_a_smaller_vocabulary(ru
 @pytest.mark.parametrize("muon", [True, False])
 def test_the_loss_curve_is_that_of_the_plain_loss(run_pretraining, tokenizer, tmp_path, muon):
     texts = [paths.HELDOUT_TEXT.read_text(encoding="utf-8")[:30_000]]
-    blocks = run_pretraining.PackedBlocks(tokenizer, texts)
+    blocks = PackedBlocks(tokenizer, texts)
     curves = []
     for chunked in (True, False):
         options = {"max_steps": 12, "logging_steps": 1, "save_strategy": "no", "eval_strategy": "no", "bf16": False}

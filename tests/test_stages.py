@@ -87,12 +87,15 @@ def test_every_stage_publishes_a_plain_hugging_face_directory(chain):
 
 def test_metrics_say_what_each_stage_reached(chain):
     wanted = {
-        chain.base: {"heldout_bits_per_byte", "parameters", "tokens_seen"},
-        chain.sft: {"heldout_loss", "greedy_stopped", "greedy_repeated_4grams"},
-        chain.final: {"heldout_reward_accuracy", "heldout_reward_margin", "heldout_preference_accuracy"},
+        chain.base: {"bits_per_byte"},
+        chain.sft: {"bits_per_byte", "stopped", "repeated_4grams"},
+        chain.final: {"bits_per_byte", "stopped", "repeated_4grams", "preference_accuracy", "preference_margin"},
     }
-    for directory, keys in wanted.items():
-        assert keys <= set(json.loads((directory / "metrics.json").read_text(encoding="utf-8")))
+    for directory, names in wanted.items():
+        metrics = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
+        assert {"parameters", "tokens_seen", "training_seconds", "settings"} <= set(metrics)
+        assert names <= set(metrics["measures"])
+        assert all(of["low"] <= of["value"] <= of["high"] and of["n"] for of in metrics["measures"].values())
 
 
 def test_each_stage_starts_from_the_weights_of_the_stage_before(chain):
@@ -134,14 +137,20 @@ def test_the_reference_is_computed_once_and_found_again(chain, run, tmp_path):
 
 def test_compare_shows_the_models_side_by_side_and_writes_json(chain, run, tmp_path):
     models = ["--base_model", chain.base, "--sft_model", chain.sft, "--final_model", chain.final]
-    held = ["--questions", chain.rows, "--pairs", chain.pairs, "--max_new_tokens", 8, "--prompt", "什么是高血压？"]
+    held = ["--data", paths.HELDOUT_TEXT, chain.rows, chain.pairs, paths.CHOICES, "--max_new_tokens", 8]
+    held += ["--prompt", "什么是高血压？"]
     printed = run(COMPARE, *models, *held, "--json", tmp_path / "all.json")
     result = json.loads((tmp_path / "all.json").read_text(encoding="utf-8"))
     assert list(result["measures"]) == ["预训练/base", "SFT", "DPO/final"]
     for measures in result["measures"].values():
-        assert 0 < measures["heldout_bits_per_byte"] < 8
-        assert {"stopped", "repeated_4grams", "key_fact_recall", "preference_accuracy", "seconds"} <= set(measures)
-    assert "━━ 什么是高血压？" in printed
+        assert 0 < measures["bits_per_byte"]["low"] < measures["bits_per_byte"]["high"] < 8
+        assert {"stopped", "repeated_4grams", "key_fact_recall", "preference_accuracy"} <= set(measures)
+    assert list(result["changes"]) == ["预训练/base → SFT", "SFT → DPO/final"]
+    before, after = result["measures"]["SFT"], result["measures"]["DPO/final"]
+    for name, change in result["changes"]["SFT → DPO/final"].items():
+        assert change["value"] == pytest.approx(after[name]["value"] - before[name]["value"])
+        assert change["low"] <= change["value"] <= change["high"]
+    assert "━━ 什么是高血压？" in printed and "at chance: 25.0%" in printed
 
 
 def test_compare_says_which_model_is_missing_and_what_makes_it(chain, run, tmp_path):

@@ -21,13 +21,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import DPOConfig, DPOTrainer
 
 from med_model import paths
+from med_model.answers import Question
 from med_model.command import UserError, parse, run
-from med_model.data import preference_of, read_split
-from med_model.evaluate import Pair, encode_pairs, preference_measures, preference_scores
+from med_model.data import document_of, read_all, read_split
+from med_model.evaluate import Heldout, evaluate, labelled_pair_of
+from med_model.likelihood import Pair, encode_pairs, preference_scores
 from med_model.loss import use_chunked_head
 from med_model.model import choose_precision, load_model, load_tokenizer
 from med_model.prompt import CHAT_STOPS
 from med_model.training import StageArguments, check_output, finish, train
+
+MEASURED_QUESTIONS = 100  # answered at the end, to see whether the model still stops and does not repeat itself
 
 
 @dataclass
@@ -81,7 +85,7 @@ class ReadyDPOTrainer(DPOTrainer):
 
 def encode(tokenizer: PreTrainedTokenizerBase, rows: list, max_length: int, name: str) -> list[Pair]:
     """The pairs as ids; says how many answers had to be cut, and how many pairs that left out."""
-    pairs, cut = encode_pairs(tokenizer, rows, max_length)
+    pairs, cut = encode_pairs(tokenizer, [row[:3] for row in rows], max_length)
     if not pairs:
         raise UserError(f"{name}: 截断后没有一对不同/no pair differs within --max_length {max_length}")
     print(f"{name}: {len(pairs):,} 对/pairs, {sum(len(p) + len(c) + len(r) for p, c, r in pairs):,} 词元/tokens")
@@ -153,7 +157,7 @@ def main() -> None:
         stage.data,
         stage.eval_data,
         (paths.DPO_DATA, paths.HELDOUT_PAIRS),
-        preference_of,
+        labelled_pair_of,
         stage.max_records,
         training.seed,
     )
@@ -166,13 +170,15 @@ def main() -> None:
     if training.max_length > model.config.n_positions:
         raise UserError(f"--max_length {training.max_length}: the model has {model.config.n_positions} positions")
     reference = reference_scores(model.to(training.device), pairs + heldout, training)
-    before = preference_measures(model, heldout)
     train_dataset = dataset_of(pairs, reference[: len(pairs)])
     eval_dataset = dataset_of(heldout, reference[len(pairs) :])
     trainer = new_trainer(model, tokenizer, training, train_dataset, eval_dataset)
     seconds = train(trainer, stage, checkpoint)
 
     model.eval()
+    asked = dict.fromkeys(pair.messages[-1]["content"] for pair in heldout_rows)  # each question once
+    questions = [Question([{"role": "user", "content": text}]) for text in list(asked)[:MEASURED_QUESTIONS]]
+    measured = Heldout(read_all([paths.HELDOUT_TEXT], document_of), questions, heldout_rows)
     after = trainer.evaluate()
     finish(
         trainer,
@@ -180,12 +186,11 @@ def main() -> None:
         stage,
         title="Med_model: final model after DPO",
         stops=CHAT_STOPS,
+        evaluation=evaluate(model, tokenizer, measured, chat=True),
         metrics={
             "heldout_loss": after["eval_loss"],
             "heldout_reward_accuracy": after["eval_rewards/accuracies"],
             "heldout_reward_margin": after["eval_rewards/margins"],
-            **{f"heldout_{name}": value for name, value in preference_measures(model, heldout).items()},
-            **{f"before_{name}": value for name, value in before.items()},
             "training_seconds": round(seconds, 1),
             "training_pairs": len(pairs),
         },

@@ -12,22 +12,20 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
 from med_model import paths
+from med_model.blocks import BLOCK_TOKENS, PackedBlocks
 from med_model.command import UserError, parse, run
 from med_model.data import document_of, read_split
-from med_model.evaluate import bits_per_byte
+from med_model.evaluate import Heldout, evaluate
 from med_model.loss import use_chunked_head
 from med_model.model import choose_precision, load_tokenizer
 from med_model.optimizer import MUON_HELP, optimizers_for
-from med_model.prompt import BASE_STOPS, END_OF_TEXT, encode_text
+from med_model.prompt import BASE_STOPS, END_OF_TEXT
 from med_model.training import StageArguments, check_output, finish, train
 
-BLOCK_TOKENS = 512  # the model's positions
 FREQUENCY_BIAS = 0.1  # of the last norm, see start_at_token_frequencies
-ENCODE_BATCH = 1000  # documents; enough to keep the tokenizer's threads busy
 
 
 @dataclass
@@ -65,33 +63,6 @@ class PretrainingArguments(TrainingArguments):
     def __post_init__(self):
         choose_precision(self)
         super().__post_init__()
-
-
-class PackedBlocks(Dataset):
-    """Documents laid end to end, `<|endoftext|>` after each, and cut into full blocks: no padding, nothing cut away.
-
-    The last block reaches back over tokens of the one before it, so that short data loses no tail.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, texts: list[str]):
-        end = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
-        dtype = np.uint16 if len(tokenizer) <= 2**16 else np.int32
-        parts = [np.array([end], dtype)]
-        for start in range(0, len(texts), ENCODE_BATCH):
-            parts += [
-                np.array([*ids, end], dtype) for ids in encode_text(tokenizer, texts[start : start + ENCODE_BATCH])
-            ]
-        self.tokens = np.concatenate(parts)
-        self.length = min(BLOCK_TOKENS, len(self.tokens))  # a held-out part may be shorter than a block
-        last = len(self.tokens) - self.length
-        self.starts = [*range(0, last, self.length), last]
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
-        block = torch.from_numpy(self.tokens[self.starts[i] : self.starts[i] + self.length].astype(np.int64))
-        return {"input_ids": block, "labels": block}
 
 
 def new_model(tokenizer: PreTrainedTokenizerBase, dropout: float) -> GPT2LMHeadModel:
@@ -179,7 +150,7 @@ def main() -> None:
         stage.max_records,
         training.seed,
     )
-    blocks, heldout_blocks = PackedBlocks(tokenizer, texts), PackedBlocks(tokenizer, heldout)
+    blocks, heldout_blocks = (PackedBlocks(tokenizer, part) for part in (texts, heldout))
     if len(blocks.tokens) < BLOCK_TOKENS:
         raise UserError(
             f"文本太少/{len(blocks.tokens)} tokens of text, one block needs {BLOCK_TOKENS}: give more --data"
@@ -204,8 +175,8 @@ def main() -> None:
         stage,
         title="Med_model: base model after pre-training",
         stops=BASE_STOPS,
+        evaluation=evaluate(model, tokenizer, Heldout(texts=heldout), chat=False),
         metrics={
-            "heldout_bits_per_byte": bits_per_byte(model, tokenizer, heldout),
             "training_seconds": round(seconds, 1),
             "training_tokens": len(blocks.tokens),
             "training_documents": len(texts),

@@ -16,13 +16,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from med_model import paths
+from med_model.answers import Question
+from med_model.blocks import PackedBlocks
 from med_model.command import UserError, parse, run
-from med_model.data import Message, conversation_of, read_split
-from med_model.evaluate import Question, answer_measures, answer_questions
+from med_model.data import Message, conversation_of, document_of, read_all, read_split
+from med_model.evaluate import Heldout, evaluate
 from med_model.loss import use_chunked_head
-from med_model.model import choose_precision, greedy, load_model, load_tokenizer
+from med_model.model import choose_precision, load_model, load_tokenizer
 from med_model.optimizer import MUON_HELP, optimizers_for
 from med_model.prompt import CHAT_STOPS, IGNORE, Example, training_example
+from med_model.retention import Retention
 from med_model.training import StageArguments, check_output, finish, train
 
 MEASURED_QUESTIONS = 100  # answered at the end, to see whether the model stops and repeats itself
@@ -32,6 +35,17 @@ MEASURED_QUESTIONS = 100  # answered at the end, to see whether the model stops 
 class DataArguments(StageArguments):
     input_model: str = str(paths.BASE_MODEL)
     output_model: str = str(paths.SFT_MODEL)
+    text: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Plain text on which the model shall go on predicting as the base model does (default: the "
+            "bundled pre-training text; best is what the base model was trained on)."
+        },
+    )
+    retention: float = field(
+        default=0.3,
+        metadata={"help": "Weight of that against the answers; 0 leaves it out, and the model unlearns the language."},
+    )
 
 
 @dataclass
@@ -87,16 +101,29 @@ def encode(tokenizer: PreTrainedTokenizerBase, rows: list[list[Message]], max_le
     return Dataset.from_dict({key: [getattr(example, key) for example in kept] for key in Example._fields[:2]})
 
 
+class RetainingSFTTrainer(SFTTrainer):
+    """TRL's trainer, with the divergence from the base model on plain text added to its training loss."""
+
+    retention: Retention | None = None
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if self.retention and model.training:
+            loss = loss + self.retention.loss(self.model) / self.args.gradient_accumulation_steps
+        return (loss, outputs) if return_outputs else loss
+
+
 def new_trainer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     training: SFTArguments,
     train_dataset: Dataset,
     eval_dataset: Dataset | None = None,
-) -> SFTTrainer:
+    retention: Retention | None = None,
+) -> RetainingSFTTrainer:
     """TRL's trainer with the chunked head and the optimizer of this stage; the benchmark makes its own here too."""
     training.dataset_kwargs = {"skip_prepare_dataset": True}  # the rows are rendered already, by med_model.prompt
-    trainer = SFTTrainer(
+    trainer = RetainingSFTTrainer(
         model=model,
         args=training,
         train_dataset=train_dataset,
@@ -104,6 +131,7 @@ def new_trainer(
         processing_class=tokenizer,
         optimizers=optimizers_for(model, training),
     )
+    trainer.retention = retention
     use_chunked_head(model)
     return trainer
 
@@ -132,21 +160,26 @@ def main() -> None:
     model, _ = load_model(stage.input_model, training.dropout)
     if training.max_length > model.config.n_positions:
         raise UserError(f"--max_length {training.max_length}: the model has {model.config.n_positions} positions")
-    trainer = new_trainer(model, tokenizer, training, train_dataset, eval_dataset)
+    retention = None
+    if stage.retention:
+        blocks = PackedBlocks(tokenizer, read_all(stage.text or [paths.PRETRAINING_DATA], document_of))
+        teacher, _ = load_model(stage.input_model)
+        retention = Retention(teacher.to(training.device), blocks, stage.retention)
+    trainer = new_trainer(model, tokenizer, training, train_dataset, eval_dataset, retention)
     seconds = train(trainer, stage, checkpoint)
 
     model.eval()
     questions = [Question(conversation[:-1]) for conversation in heldout[:MEASURED_QUESTIONS]]
-    answered, _ = answer_questions(model, tokenizer, questions, greedy(tokenizer, CHAT_STOPS, 200), chat=True)
+    measured = Heldout(texts=read_all([paths.HELDOUT_TEXT], document_of), questions=questions)
     finish(
         trainer,
         tokenizer,
         stage,
         title="Med_model: model after SFT",
         stops=CHAT_STOPS,
+        evaluation=evaluate(model, tokenizer, measured, chat=True),
         metrics={
             "heldout_loss": trainer.evaluate()["eval_loss"],
-            **{f"greedy_{name}": value for name, value in answer_measures(answered).items()},
             "training_seconds": round(seconds, 1),
             "training_rows": len(train_dataset),
         },

@@ -1,0 +1,70 @@
+"""Learning to answer without unlearning the language: predictions on plain text are held where they were.
+
+Fine-tuning on questions alone ruins what a small model knew of text (docs/recipes.md has the figures). Training on the
+old text beside it is no cure: read more often still, it is learnt by heart. What holds is the distribution of the
+model before (its teacher) over the next token, at every position of a block of old text: the Kullback-Leibler
+divergence from it is added to the loss (Li and Hoiem 2016, "Learning without Forgetting").
+"""
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from med_model.blocks import PackedBlocks
+from med_model.loss import chunk_tokens, compute_dtype
+
+
+class _LinearKL(torch.autograd.Function):
+    """Mean KL(teacher || model) of two linear heads; the gradient is made in the forward pass, chunk by chunk."""
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor) -> Tensor:
+        dtype, step, count = compute_dtype(hidden), chunk_tokens(hidden), len(hidden)
+        rows, table = hidden.to(dtype), weight.to(dtype)
+        teacher_rows, teacher_table = teacher_hidden.to(dtype), teacher_weight.to(dtype)
+        divergence = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        grad_rows, grad_weight = torch.empty_like(rows), torch.zeros_like(weight)
+        for start in range(0, count, step):
+            part = slice(start, start + step)
+            log_probs = (rows[part] @ table.T).float().log_softmax(-1)  # (chunk, vocab)
+            teacher_log_probs = (teacher_rows[part] @ teacher_table.T).float().log_softmax(-1)
+            teacher_probs = teacher_log_probs.exp()
+            divergence += torch.linalg.vecdot(teacher_probs, teacher_log_probs.sub_(log_probs)).sum()
+            # d KL / d logits = softmax - teacher's softmax
+            pull = log_probs.exp_().sub_(teacher_probs).div_(count).to(dtype)
+            torch.mm(pull, table, out=grad_rows[part])
+            grad_weight += pull.T @ rows[part]
+        ctx.save_for_backward(grad_rows, grad_weight)
+        ctx.hidden_dtype = hidden.dtype
+        return divergence / count
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        grad_rows, grad_weight = ctx.saved_tensors
+        return grad_rows.to(ctx.hidden_dtype) * grad, grad_weight * grad, None, None
+
+
+def linear_kl(hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor) -> Tensor:
+    """Mean over tokens of KL(teacher || model) in nats, between `hidden @ weight.T` and the teacher's.
+
+    hidden, teacher_hidden (tokens, width), weight, teacher_weight (vocab, width). The teacher has no gradient.
+    """
+    return _LinearKL.apply(hidden, weight, teacher_hidden.detach(), teacher_weight.detach())
+
+
+class Retention:
+    """The divergence of a model from its teacher on plain text, a block drawn at random each time."""
+
+    def __init__(self, teacher: PreTrainedModel, blocks: PackedBlocks, weight: float):
+        self.teacher, self.blocks, self.weight = teacher.eval().requires_grad_(False), blocks, weight
+
+    def loss(self, model: PreTrainedModel) -> Tensor:
+        """The weighted divergence on a block, which torch's random numbers choose, so that a resumed run agrees."""
+        place = int(torch.randint(len(self.blocks), ()))
+        input_ids = self.blocks[place]["input_ids"][None].to(model.device)  # (1, block)
+        with torch.no_grad():
+            teacher_hidden = self.teacher.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[0]
+        hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[0]
+        weights = (of.get_output_embeddings().weight for of in (model, self.teacher))
+        table, teacher_table = weights
+        return self.weight * linear_kl(hidden, table, teacher_hidden, teacher_table)

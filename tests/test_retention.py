@@ -1,0 +1,63 @@
+import pytest
+import torch
+
+from med_model.blocks import PackedBlocks
+from med_model.retention import Retention, linear_kl
+
+
+def test_the_divergence_and_its_gradient_are_those_of_a_direct_computation():
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight, teacher_hidden, teacher_weight = (
+        torch.randn(*shape, generator=generator) for shape in ((600, 16), (50, 16)) * 2
+    )
+    hidden.requires_grad_()
+    weight.requires_grad_()
+    divergence = linear_kl(hidden, weight, teacher_hidden, teacher_weight)
+    ours = torch.autograd.grad(3 * divergence, (hidden, weight))
+    direct = torch.nn.functional.kl_div(
+        (hidden @ weight.T).log_softmax(-1),
+        (teacher_hidden @ teacher_weight.T).log_softmax(-1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    theirs = torch.autograd.grad(3 * direct, (hidden, weight))
+    assert divergence.item() == pytest.approx(direct.item(), rel=1e-5)
+    for mine, wanted in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.fixture
+def retention(random_gpt2, tokenizer):
+    blocks = PackedBlocks(tokenizer, ["高血压患者要少盐少油，多吃蔬菜。" * 40], block_tokens=64)
+    return Retention(random_gpt2(128), blocks, weight=0.5)
+
+
+def test_a_model_that_has_not_moved_pays_nothing_and_one_that_has_is_pulled_back(retention, random_gpt2):
+    model = random_gpt2(128)
+    assert retention.loss(model).item() == pytest.approx(0, abs=1e-6)
+    with torch.no_grad():
+        model.transformer.wte.weight += 0.3 * torch.randn_like(model.transformer.wte.weight)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    paid = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = retention.loss(model)
+        loss.backward()
+        optimizer.step()
+        paid.append(loss.item())
+    assert 0 < sum(paid[-5:]) < 0.8 * sum(paid[:5])
+
+
+def test_the_weight_scales_what_is_paid_and_the_teacher_never_moves(retention, random_gpt2):
+    model = random_gpt2(128)
+    with torch.no_grad():
+        model.transformer.ln_f.bias += 0.5
+    torch.manual_seed(0)
+    half = retention.loss(model)
+    retention.weight = 1.0
+    torch.manual_seed(0)
+    whole = retention.loss(model)
+    assert whole.item() == pytest.approx(2 * half.item(), rel=1e-5)
+    whole.backward()
+    assert all(parameter.grad is None for parameter in retention.teacher.parameters())
+    assert model.transformer.wte.weight.grad.abs().max() > 0
