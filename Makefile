@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 FLAGS ?=
 VENV = .venv
 RUN = $(VENV)/bin/python
-ALL_HELDOUT = pre_training/dataset/heldout.jsonl sft/dataset/heldout sft/dataset/choices.jsonl dpo/dataset/heldout.jsonl
+ALL_HELDOUT = pre_training/dataset/heldout.jsonl sft/dataset/heldout sft/dataset/choices.jsonl dpo/dataset/heldout
 
 .PHONY: demo full test test-slow lint install dataset
 

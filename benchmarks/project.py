@@ -10,8 +10,11 @@ from transformers import AutoModelForCausalLM, Trainer
 
 from med_model.blocks import PackedBlocks
 from med_model.generate import generate_answers, generate_ids
+from med_model.health import Warnings
 from med_model.loss import CHUNK_TOKENS
 from med_model.memory import keep_freed_memory
+
+UNWATCHED = {**QUIET, "eval_strategy": "no", "load_best_model_at_end": False}
 
 
 class Project(Engine):
@@ -23,9 +26,9 @@ class Project(Engine):
 
     def pretraining_trainer(self, steps: int, bf16: bool | None = None) -> Trainer:
         training = self.pretraining.PretrainingArguments(
-            output_dir=self.scratch(), max_steps=steps, eval_strategy="no", seed=SEED, bf16=bf16, **QUIET
+            output_dir=self.scratch(), max_steps=steps, seed=SEED, bf16=bf16, **UNWATCHED
         )
-        model = self.pretraining.new_model(self.tokenizer, training.dropout)
+        model = self.pretraining.new_model(self.tokenizer, dropout=0.0)  # as for text that is read once
         start = time.perf_counter()
         self.pretraining.start_at_token_frequencies(model, self.blocks.tokens)
         self.start_seconds = time.perf_counter() - start
@@ -49,7 +52,7 @@ class Project(Engine):
 
     def roof(self, repeats: int) -> Measured:
         """The matrix products of one step alone, in float32, on memory that is there already."""
-        batch = self.pretraining.PretrainingArguments(output_dir=self.scratch(), **QUIET).train_batch_size
+        batch = self.pretraining.PretrainingArguments(output_dir=self.scratch(), **UNWATCHED).train_batch_size
         config = self.pretraining.new_model(self.tokenizer, 0.0).config
         tokens, width, heads, layers = batch * BLOCK_TOKENS, config.n_embd, config.n_head, config.n_layer
         head_chunk = min(tokens, CHUNK_TOKENS["cpu"])
@@ -83,20 +86,20 @@ class Project(Engine):
         return Measured(tokens, statistics.median(seconds[1:]))
 
     def sft(self, rows: int) -> Measured:
-        training = self.sft_script.SFTArguments(
-            output_dir=self.scratch(), num_train_epochs=1, eval_strategy="no", seed=SEED, **QUIET
+        training = self.sft_script.SFTArguments(output_dir=self.scratch(), num_train_epochs=1, seed=SEED, **UNWATCHED)
+        dataset = self.sft_script.encode(
+            self.tokenizer, self.inputs.conversations[:rows], training.max_length, "SFT", Warnings()
         )
-        dataset = self.sft_script.encode(self.tokenizer, self.inputs.conversations[:rows], training.max_length, "SFT")
         model, _ = self.sft_script.load_model(self.inputs.base_model, training.dropout)
         trainer = self.sft_script.new_trainer(model, self.tokenizer, training, dataset)
         return Measured(len(dataset), timed(trainer).seconds)
 
     def dpo(self, pairs: int) -> tuple[Measured, Measured]:
         """(first epoch with the reference pass, later epochs)."""
-        training = self.dpo_script.DPOArguments(
-            output_dir=self.scratch(), num_train_epochs=1, eval_strategy="no", seed=SEED, **QUIET
+        training = self.dpo_script.DPOArguments(output_dir=self.scratch(), num_train_epochs=1, seed=SEED, **UNWATCHED)
+        encoded = self.dpo_script.encode(
+            self.tokenizer, self.inputs.pairs[:pairs], training.max_length, "DPO", Warnings()
         )
-        encoded = self.dpo_script.encode(self.tokenizer, self.inputs.pairs[:pairs], training.max_length, "DPO")
         model, _ = self.dpo_script.load_model(self.inputs.base_model)
         start = time.perf_counter()
         reference = self.dpo_script.reference_scores(model, encoded, training)

@@ -30,7 +30,7 @@ ARTICLE_LENGTH = (600, 1600)  # characters without line breaks
 ANSWER_LENGTH = (40, 140)
 MIN_EDITS = 3  # between a held-out wording and every training wording of its topic
 MAX_SHARED = {13: 0.01, 8: 0.02}  # of the shingles of so many characters, between two articles, their topics masked
-HELDOUT_TEXT, HELDOUT_PAIRS = "pre_training/dataset/heldout.jsonl", "dpo/dataset/heldout.jsonl"
+HELDOUT_TEXT, UNREAD_PAIRS = "pre_training/dataset/heldout.jsonl", "dpo/dataset/heldout/unread_topics.jsonl"
 EXAM, CHOICES = "sft/dataset/exam.jsonl", "sft/dataset/choices.jsonl"
 EXAM_ROWS = 100
 WORDINGS = 6  # of a question, in training files
@@ -236,8 +236,23 @@ def composed_rejection(flaw: str, answer: str, others: list[str], vague: list[st
     return whole[:target].rstrip("，。；：、！？")
 
 
-def pairs_of(topic: dict, elsewhere: list[str], vague: list[str], rng: random.Random) -> list[dict]:
-    """The preference pairs of a topic."""
+def unasked(topic: dict) -> int | None:
+    """The place of the question of a trained topic that is read about in pre-training and asked in no training file.
+
+    Its pairs are held out. It does not change when another topic is added. None where there is no article to read.
+    """
+    if topic.get("held_out") or "article" not in topic:
+        return None
+    return random.Random(topic["topic"]).randrange(len(topic["questions"]))
+
+
+def pairs_of(
+    topic: dict, siblings: list[str], elsewhere: list[str], vague: list[str], rng: random.Random
+) -> list[list[dict]]:
+    """The preference pairs of a topic, a list for each of its questions; bad answers are made from the answers given.
+
+    `siblings` are those of the topic, `elsewhere` those of others.
+    """
     result = []
     # Longer than the good answer and shorter by turns within each flaw, so that length does not give the flaw away.
     longer = {flaw: itertools.cycle(rng.sample([True, False], 2)) for flaw in COMPOSED_FLAWS}
@@ -245,13 +260,13 @@ def pairs_of(topic: dict, elsewhere: list[str], vague: list[str], rng: random.Ra
         answer = question["answer"]
         rejections = [(question["rejected"]["flaw"], question["rejected"]["text"])]
         for flaw in ("other_topic", COMPOSED_FLAWS[1 + number % 3], COMPOSED_FLAWS[1 + (number + 1) % 3]):
-            others = (
-                elsewhere if flaw == "other_topic" else [q["answer"] for q in topic["questions"] if q is not question]
-            )
+            others = elsewhere if flaw == "other_topic" else [text for text in siblings if text != answer]
             rejections.append((flaw, composed_rejection(flaw, answer, others, vague, next(longer[flaw]), rng)))
+        pairs = []
         for wording, (flaw, text) in zip(question["wordings"], rejections, strict=False):
             row = {"question": wording, "response_chosen": answer, "response_rejected": text}
-            result.append({**row, "flaw": flaw, "topic": topic["topic"]})
+            pairs.append({**row, "flaw": flaw, "topic": topic["topic"]})
+        result.append(pairs)
     return result
 
 
@@ -283,15 +298,20 @@ def in_turn(lists: list[list[dict]]) -> list[dict]:
 
 def build(departments: list[dict], vague: list[str]) -> dict[str, list[dict]]:
     """All rows of all files, by path below the root."""
-    files: dict[str, list[dict]] = {HELDOUT_TEXT: [], EXAM: [], CHOICES: [], HELDOUT_PAIRS: []}
-    answers = {t["topic"]: [q["answer"] for q in t.get("questions", [])] for d in departments for t in d["topics"]}
-    held_out = {t["topic"] for d in departments for t in d["topics"] if t.get("held_out")}
+    files: dict[str, list[dict]] = {HELDOUT_TEXT: [], EXAM: [], CHOICES: [], UNREAD_PAIRS: []}
+    topics = [topic for department in departments for topic in department["topics"]]
+    # No answer of a question that is held out goes into a bad answer of a training pair.
+    answers = {
+        t["topic"]: [q["answer"] for number, q in enumerate(t.get("questions", [])) if number != unasked(t)]
+        for t in topics
+    }
+    held_out = {topic["topic"] for topic in topics if topic.get("held_out")}
     exams: list[list[dict]] = []
     for department in departments:
         exam: list[list[dict]] = []
-        texts, rows, heldout_rows, pairs = [], [], [], []
+        texts, rows, heldout_rows, pairs, heldout_pairs = [], [], [], [], []
         for topic in department["topics"]:
-            rng = random.Random(topic["topic"])  # what is held out does not change when another topic is added
+            rng = random.Random(topic["topic"])
             article = {"text": topic.get("article", "").strip(), "topic": topic["topic"], "derived": False}
             # Bad answers about something else come from the same side: all that a held-out pair holds is unseen.
             others = [
@@ -303,27 +323,35 @@ def build(departments: list[dict], vague: list[str]) -> dict[str, list[dict]]:
             if topic.get("held_out"):
                 files[HELDOUT_TEXT].append(article)
                 files[CHOICES] += [choice_row(topic, choice, rng) for choice in topic.get("choices", [])]
-                files[HELDOUT_PAIRS] += pairs_of(topic, elsewhere, vague, rng)
+                by_question = pairs_of(topic, answers[topic["topic"]], elsewhere, vague, rng)
+                files[UNREAD_PAIRS] += [{**pair, "unread": True} for group in by_question for pair in group]
                 continue
             if article["text"]:
                 texts.append(article)
             # Derived: the answers as running text, without their questions, so that the base model meets the
             # facts but learns to answer only in the next stage.
-            order = rng.sample(answers[topic["topic"]], len(answers[topic["topic"]]))
+            order = rng.sample([q["answer"] for q in topic["questions"]], len(topic["questions"]))
             texts.append({"text": topic["topic"] + "\n" + "\n".join(order), "topic": topic["topic"], "derived": True})
-            for question in topic["questions"]:
+            kept = unasked(topic)
+            asked = [question for number, question in enumerate(topic["questions"]) if number != kept]
+            for question in asked:
                 rows += [question_row(topic, question, wording) for wording in question["wordings"]]
                 heldout_rows.append(question_row(topic, question, question["heldout"]))
             rows += [conversation_row(topic, conversation) for conversation in topic.get("conversations", [])]
-            drawn = rng.sample(topic["questions"], len(topic["questions"]))
+            drawn = rng.sample(asked, len(asked))
             exam.append([question_row(topic, question, question["heldout"]) for question in drawn])
-            pairs += pairs_of(topic, elsewhere, vague, rng)
+            by_question = pairs_of(topic, answers[topic["topic"]], elsewhere, vague, rng)
+            if kept is not None:
+                heldout_pairs += by_question.pop(kept)
+            pairs += [pair for group in by_question for pair in group]
         exams.append(in_turn(exam))
         name = department["department"]
         files[f"pre_training/dataset/train/{name}.jsonl"] = texts
         files[f"sft/dataset/train/{name}.jsonl"] = rows
         files[f"sft/dataset/heldout/{name}.jsonl"] = heldout_rows
         files[f"dpo/dataset/train/{name}.jsonl"] = pairs
+        if heldout_pairs:
+            files[f"dpo/dataset/heldout/{name}.jsonl"] = heldout_pairs
     # The departments take turns until the exam is full, and within each its topics do: all have their share.
     files[EXAM] = in_turn(exams)[:EXAM_ROWS]
     return files

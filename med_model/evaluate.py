@@ -48,18 +48,20 @@ MEASURES = {
     "preference_accuracy_per_token": Shown("  按词元平均/mean per token ↑", ".1%", 1),
     "preference_margin": Shown("偏好间隔/preference margin, nats ↑", ".1f", 1),
     "preference_margin_per_token": Shown("  每词元/per token ↑", ".2f", 1),
+    "preference_accuracy_unread": Shown("  没读过的主题/topics never read ↑", ".1%", 1),
     "choice_accuracy": Shown("选择题/multiple choice ↑", ".1%", 1),
 }
 FLAW = "preference_accuracy/"  # before the name of a flaw
 
 
 class LabelledPair(NamedTuple):
-    """A preference pair with the name of what is wrong with its bad answer, where the file gives one."""
+    """A preference pair, with what its file says beside it."""
 
     messages: list[Message]
     chosen: str
     rejected: str
-    flaw: str
+    flaw: str = ""  # what is wrong with the bad answer
+    unread: bool = False  # of a topic that is in no training text either
 
 
 class Heldout(NamedTuple):
@@ -81,7 +83,7 @@ class Evaluation(NamedTuple):
 
 def labelled_pair_of(where: str, record: dict) -> LabelledPair | None:
     pair = preference_of(where, record)
-    return pair and LabelledPair(*pair, str(record.get("flaw") or ""))
+    return pair and LabelledPair(*pair, str(record.get("flaw") or ""), bool(record.get("unread")))
 
 
 def _heldout_record(where: str, record: dict) -> str | Question | LabelledPair | Choice | None:
@@ -109,18 +111,27 @@ def answers_in_chat(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
 def pair_measures(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[LabelledPair], chat: bool
 ) -> dict[str, Measure]:
-    """How often and by how much the chosen answer is the likelier one: by the sum with its stop, and by the mean."""
+    """How often and by how much the chosen answer is the likelier one: by the sum with its stop, and by the mean.
+
+    Pairs of topics that nothing was read about are a measure of their own.
+    """
     encoded, kept = [], []
     for pair in pairs:
         ids, _ = encode_pairs(tokenizer, [pair[:3]], model.config.n_positions, chat)
         encoded += ids
         kept += [pair] * len(ids)
-    if not encoded:
-        return {}
-    scores = preference_scores(model, encoded)
+    scored = list(zip(kept, preference_scores(model, encoded), strict=True))
+    measures = {}
+    if unread := [one for one in scored if one[0].unread]:
+        groups = [pair.chosen for pair, _ in unread]
+        measures["preference_accuracy_unread"] = measure([good > bad for _, (good, bad, *_) in unread], groups=groups)
+    scored = [one for one in scored if not one[0].unread]
+    if not scored:
+        return measures
+    kept, scores = zip(*scored, strict=True)
     groups = [pair.chosen for pair in kept]  # the pairs of one question are no independent evidence
     right = [good > bad for good, bad, _, _ in scores]
-    measures = {
+    measures |= {
         "preference_accuracy": measure(right, groups=groups),
         "preference_accuracy_per_token": measure([good > bad for _, _, good, bad in scores], groups=groups),
         "preference_margin": measure([good - bad for good, bad, _, _ in scores], groups=groups),

@@ -176,7 +176,9 @@ def publish(
 
 def _card(title: str, metrics: dict) -> str:
     plain = {name: (value,) for name, value in metrics.items() if isinstance(value, int | float)}
-    measured = {name: (of["value"], of["low"], of["high"], of["n"]) for name, of in metrics["measures"].items()}
+    measured = {
+        name: (of["value"], of["low"], of["high"], of["n"]) for name, of in metrics.get("measures", {}).items()
+    }
     rows = [[name, *(f"{value:,.4g}" for value in values)] for name, values in (plain | measured).items()]
     figures = "\n".join(f"| {' | '.join(row + [''] * (5 - len(row)))} |" for row in rows)
     return f"""---

@@ -11,7 +11,7 @@ HELDOUT_QUESTIONS = ROOT / "sft" / "dataset" / "heldout"
 EXAM = ROOT / "sft" / "dataset" / "exam.jsonl"
 CHOICES = ROOT / "sft" / "dataset" / "choices.jsonl"
 DPO_DATA = ROOT / "dpo" / "dataset" / "train"
-HELDOUT_PAIRS = ROOT / "dpo" / "dataset" / "heldout.jsonl"
+HELDOUT_PAIRS = ROOT / "dpo" / "dataset" / "heldout"
 
 TOKENIZER = ROOT / "pre_training" / "py" / "med_tokenizer"
 BASE_MODEL = ROOT / "base_model__after_pretraining"

@@ -62,9 +62,11 @@ class Retention:
         """The weighted divergence on a block, which torch's random numbers choose, so that a resumed run agrees."""
         place = int(torch.randint(len(self.blocks), ()))
         input_ids = self.blocks[place]["input_ids"][None].to(model.device)  # (1, block)
+        # Without dropout: what is held is the model as it will be used, and a CPU is faster.
+        training = model.training
+        hidden = model.eval().base_model(input_ids=input_ids, use_cache=False).last_hidden_state[0]
+        model.train(training)
         with torch.no_grad():
             teacher_hidden = self.teacher.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[0]
-        hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[0]
-        weights = (of.get_output_embeddings().weight for of in (model, self.teacher))
-        table, teacher_table = weights
+        table, teacher_table = (of.get_output_embeddings().weight for of in (model, self.teacher))
         return self.weight * linear_kl(hidden, table, teacher_hidden, teacher_table)

@@ -21,6 +21,7 @@ from transformers import (
 from med_model import paths
 from med_model.command import UserError
 from med_model.evaluate import Evaluation, as_json, print_figures
+from med_model.health import Warnings
 from med_model.model import check_replaceable, publish
 
 CHECKPOINT_FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
@@ -54,6 +55,10 @@ class StageArguments:
     )
     resume: bool = field(
         default=False, metadata={"help": "Go on from the newest complete checkpoint in --output_dir."}
+    )
+    dry_run: bool = field(
+        default=False,
+        metadata={"help": "Stop after the pre-flight: data, device, memory, disk and time, no training."},
     )
 
 
@@ -135,14 +140,17 @@ class ProgressLine(TrainerCallback):
         self.bar.close()
 
 
-def train(trainer: Trainer, stage: StageArguments, checkpoint: str | None) -> float:
+def train(
+    trainer: Trainer, stage: StageArguments, checkpoint: str | None, callbacks: Sequence[TrainerCallback] = ()
+) -> float:
     """Trains, from the checkpoint where there is one, and returns the seconds it took."""
     if checkpoint is None and trainer.is_world_process_zero():
         for old in Path(trainer.args.output_dir).glob("checkpoint-*"):
             shutil.rmtree(old)  # only after --overwrite: check_output has seen to it
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
-    trainer.add_callback(ProgressLine())
+    for callback in (ProgressLine(), *callbacks):
+        trainer.add_callback(callback)
     start = time.time()
     trainer.train(resume_from_checkpoint=checkpoint)
     return time.time() - start
@@ -156,6 +164,7 @@ def finish(
     title: str,
     stops: Sequence[str],
     evaluation: Evaluation,
+    warnings: Warnings,
     metrics: dict,
 ) -> None:
     """Publishes the trained model with its measures, from one process only."""
@@ -181,6 +190,11 @@ def finish(
         stage.output_model,
         title=title,
         stops=stops,
-        metrics={**metrics, "tokens_seen": trainer.state.num_input_tokens_seen, "settings": settings},
+        metrics={
+            **metrics,
+            "warnings": warnings.lines,
+            "tokens_seen": trainer.state.num_input_tokens_seen,
+            "settings": settings,
+        },
         log_history=trainer.state.log_history,
     )

@@ -150,14 +150,24 @@ def test_a_heldout_document_shares_hardly_a_run_of_characters_with_all_that_is_t
         assert len(runs & trained) <= 0.01 * len(runs), row["topic"]
 
 
-def test_heldout_pairs_and_choices_are_of_topics_that_nothing_is_trained_on():
+def test_pairs_marked_unread_and_choices_are_of_topics_that_nothing_is_trained_on():
     topics = {row["topic"] for row in rows_of(paths.HELDOUT_TEXT)}
-    assert {row["topic"] for row in rows_of(paths.HELDOUT_PAIRS)} == topics
+    assert {row["topic"] for row in rows_of(paths.HELDOUT_PAIRS) if row.get("unread")} == topics
     assert {row["topic"] for row in rows_of(paths.CHOICES)} == topics
 
 
-def test_no_answer_of_a_heldout_pair_stands_in_a_training_file(training_text):
-    pairs = rows_of(paths.HELDOUT_PAIRS)
+def test_one_question_of_each_trained_topic_is_read_about_and_neither_asked_nor_preferred():
+    read = {row["topic"] for row in rows_of(paths.PRETRAINING_DATA) if not row["derived"]}
+    heldout = [row for row in rows_of(paths.HELDOUT_PAIRS) if not row.get("unread")]
+    chosen = {row["topic"]: row["response_chosen"] for row in heldout}
+    assert set(chosen) == read and len({row["response_chosen"] for row in heldout}) == len(read)
+    trained = {row.get("output") for row in rows_of(paths.SFT_DATA)}
+    trained |= {row[side] for row in rows_of(paths.DPO_DATA) for side in ("response_chosen", "response_rejected")}
+    assert [answer for answer in chosen.values() if answer in trained] == []
+
+
+def test_no_answer_of_an_unread_pair_stands_in_a_training_file(training_text):
+    pairs = [row for row in rows_of(paths.HELDOUT_PAIRS) if row.get("unread")]
     # A vague answer is put together from the same few sentences on both sides, and one that repeats itself may repeat
     # "不建议" on both: that is what makes them what they are.
     answers = {row["response_chosen"] for row in pairs}

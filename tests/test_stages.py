@@ -98,6 +98,34 @@ def test_metrics_say_what_each_stage_reached(chain):
         assert all(of["low"] <= of["value"] <= of["high"] and of["n"] for of in metrics["measures"].values())
 
 
+@pytest.mark.parametrize("stage", ["pretraining", "sft", "dpo"])
+def test_a_dry_run_tells_what_the_run_would_take_and_writes_no_model(chain, stage, run, tmp_path):
+    script, options = {
+        "pretraining": (PRETRAINING, chain.pretraining),
+        "sft": (SFT, chain.sft_options),
+        "dpo": (DPO, chain.dpo_options),
+    }[stage]
+    output = ["--output_model", tmp_path / "model", "--output_dir", tmp_path / "checkpoints"]
+    printed = run(script, *options, *output, "--max_steps", 4, "--dry_run")
+    for said in ("device cpu", "versions", "peak about", "need", "4 步/steps", "time left"):
+        assert said in printed, said
+    assert not (tmp_path / "model").exists() and not list(tmp_path.glob("checkpoints/checkpoint-*"))
+
+
+def test_what_goes_wrong_in_a_run_is_told_and_kept_with_the_model(chain, run, tmp_path):
+    output = ["--output_model", tmp_path / "model", "--output_dir", tmp_path / "checkpoints"]
+    printed = run(SFT, *chain.sft_options, *output, "--eval_data", chain.rows, "--max_steps", 2)
+    [warning] = json.loads((tmp_path / "model" / "metrics.json").read_text(encoding="utf-8"))["warnings"]
+    assert f"{ROWS} of {ROWS} held-out records also stand in the training data" in warning and warning in printed
+
+
+def test_a_training_that_diverges_ends_with_code_2_and_publishes_nothing(chain, run, tmp_path):
+    output = ["--output_model", tmp_path / "model", "--output_dir", tmp_path / "checkpoints"]
+    wild = ["--learning_rate", 1e30, "--muon", "False", "--warmup_steps", 0, "--max_grad_norm", 0]
+    printed = run(SFT, *chain.sft_options, *output, *wild, "--max_steps", 4, code=2)
+    assert "nothing is published" in printed and "--learning_rate" in printed and not (tmp_path / "model").exists()
+
+
 def test_each_stage_starts_from_the_weights_of_the_stage_before(chain):
     weights = [load_file(directory / "model.safetensors") for directory in (chain.base, chain.sft, chain.final)]
     for before, after in zip(weights, weights[1:], strict=False):

@@ -9,6 +9,7 @@ Writes final_model__after_dpo/ (checkpoints and reference log-probabilities in d
 """
 
 import hashlib
+import math
 import os
 import time
 from dataclasses import dataclass, field
@@ -25,12 +26,16 @@ from med_model.answers import Question
 from med_model.command import UserError, parse, run
 from med_model.data import document_of, read_all, read_split
 from med_model.evaluate import Heldout, evaluate, labelled_pair_of
+from med_model.health import AnswerDrift, PreferenceHealth, TrainingHealth, Warnings, check_overlap, check_truncation
 from med_model.likelihood import Pair, encode_pairs, preference_scores
 from med_model.loss import use_chunked_head
 from med_model.model import choose_precision, load_model, load_tokenizer
-from med_model.prompt import CHAT_STOPS
+from med_model.preflight import preflight
+from med_model.prompt import CHAT_STOPS, encode_prompt
 from med_model.training import StageArguments, check_output, finish, train
 
+EVALUATED_PAIRS = 400  # while training; the figures at the end are of all held-out pairs
+DRIFT_QUESTIONS = 32  # answered at each evaluation, to see how far the answers move from the SFT model's
 MEASURED_QUESTIONS = 100  # answered at the end, to see whether the model still stops and does not repeat itself
 
 
@@ -48,7 +53,8 @@ class DPOArguments(DPOConfig):
     num_train_epochs: float = 1.0
     per_device_train_batch_size: int = 8  # pairs
     per_device_eval_batch_size: int = 16
-    learning_rate: float = 3e-6  # 5e-5 undid what SFT had learnt: answers with a key fact fell from 47% to 32%
+    learning_rate: float = 5e-5  # 1e-4 cost 6.5 points of key-fact recall: docs/recipes.md
+    beta: float = 0.02  # an answer's log-probability is a sum of some 60: a margin of tens of nats is wanted
     lr_scheduler_type: str = "cosine"
     warmup_steps: float = 0.1  # below 1: a share of all steps, here and in the next two
     eval_strategy: str = "steps"
@@ -57,8 +63,12 @@ class DPOArguments(DPOConfig):
     save_steps: float = 0.2
     save_total_limit: int | None = 2
     logging_steps: float = 10
+    logging_nan_inf_filter: bool = False  # a loss that is not finite ends the training instead of hiding
+    load_best_model_at_end: bool = True
+    metric_for_best_model: str | None = "rewards/accuracies"  # of the held-out pairs; what DPO is for
     report_to: str = "none"
     loss_type: list[str] = field(default_factory=lambda: ["sigmoid", "sft"])  # the second keeps the good answer likely
+    loss_weights: list[float] | None = field(default_factory=lambda: [1.0, 4.0])
     max_length: int | None = 512  # the model's positions
     train_sampling_strategy: str = "group_by_length"  # pairs of like length share a batch: little padding
     remove_unused_columns: bool = False  # the `length` that they are grouped by is no input of the model
@@ -83,7 +93,9 @@ class ReadyDPOTrainer(DPOTrainer):
         return dataset
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, rows: list, max_length: int, name: str) -> list[Pair]:
+def encode(
+    tokenizer: PreTrainedTokenizerBase, rows: list, max_length: int, name: str, warnings: Warnings
+) -> list[Pair]:
     """The pairs as ids; says how many answers had to be cut, and how many pairs that left out."""
     pairs, cut = encode_pairs(tokenizer, [row[:3] for row in rows], max_length)
     if not pairs:
@@ -91,6 +103,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, rows: list, max_length: int, name
     print(f"{name}: {len(pairs):,} 对/pairs, {sum(len(p) + len(c) + len(r) for p, c, r in pairs):,} 词元/tokens")
     if cut:
         print(f"  {cut:,} 个答案太长，从句末截断并保留停止符/answers too long: cut at a sentence end, the stop kept")
+    check_truncation(warnings, cut, 2 * len(rows))
     if same := len(rows) - len(pairs):
         print(f"  {same:,} 对截断后相同，已舍去/left out: the same once cut")
     return pairs
@@ -162,8 +175,13 @@ def main() -> None:
         training.seed,
     )
     tokenizer = load_tokenizer(stage.input_model)
-    pairs = encode(tokenizer, rows, training.max_length, "训练/training")
-    heldout = encode(tokenizer, heldout_rows, training.max_length, "验证/held-out")
+    warnings = Warnings()
+    pairs = encode(tokenizer, rows, training.max_length, "训练/training", warnings)
+    heldout = encode(tokenizer, heldout_rows, training.max_length, "验证/held-out", warnings)
+    heldout = heldout[:: math.ceil(len(heldout) / EVALUATED_PAIRS)]
+    check_overlap(
+        warnings, *([(row.messages[-1]["content"], row.chosen) for row in part] for part in (rows, heldout_rows))
+    )
 
     set_seed(training.seed)
     model, _ = load_model(stage.input_model)
@@ -173,11 +191,27 @@ def main() -> None:
     train_dataset = dataset_of(pairs, reference[: len(pairs)])
     eval_dataset = dataset_of(heldout, reference[len(pairs) :])
     trainer = new_trainer(model, tokenizer, training, train_dataset, eval_dataset)
-    seconds = train(trainer, stage, checkpoint)
+    lengths = [[len(pair.prompt_ids) + len(ids) for ids in pair[1:]] for pair in (*pairs, *heldout)]
+    preflight(
+        trainer,
+        output_model=stage.output_model,
+        tokens=sum(map(sum, lengths[: len(pairs)])),
+        longest=max(map(max, lengths)),
+        heldout_tokens=sum(map(sum, lengths[len(pairs) :])),
+        checkpoint=checkpoint,
+    )
+    if stage.dry_run:
+        return
+    asked = {pair.messages[-1]["content"]: pair.messages for pair in heldout_rows}  # each question once
+    questions = [
+        Question(messages) for messages in list(asked.values())[:: math.ceil(len(asked) / MEASURED_QUESTIONS)]
+    ]
+    prompts = [encode_prompt(tokenizer, question.messages) for question in questions[:DRIFT_QUESTIONS]]
+    drift = AnswerDrift(warnings, tokenizer, prompts, load_model(stage.input_model)[0])
+    health = [TrainingHealth(warnings, falls=False), PreferenceHealth(warnings), drift]
+    seconds = train(trainer, stage, checkpoint, health)
 
     model.eval()
-    asked = dict.fromkeys(pair.messages[-1]["content"] for pair in heldout_rows)  # each question once
-    questions = [Question([{"role": "user", "content": text}]) for text in list(asked)[:MEASURED_QUESTIONS]]
     measured = Heldout(read_all([paths.HELDOUT_TEXT], document_of), questions, heldout_rows)
     after = trainer.evaluate()
     finish(
@@ -187,10 +221,14 @@ def main() -> None:
         title="Med_model: final model after DPO",
         stops=CHAT_STOPS,
         evaluation=evaluate(model, tokenizer, measured, chat=True),
+        warnings=warnings,
         metrics={
             "heldout_loss": after["eval_loss"],
             "heldout_reward_accuracy": after["eval_rewards/accuracies"],
             "heldout_reward_margin": after["eval_rewards/margins"],
+            "kl_to_sft_model": drift.kl,
+            "answer_tokens": drift.length,
+            "answer_tokens_of_sft_model": drift.start_length,
             "training_seconds": round(seconds, 1),
             "training_pairs": len(pairs),
         },

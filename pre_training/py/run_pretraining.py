@@ -19,9 +19,11 @@ from med_model.blocks import BLOCK_TOKENS, PackedBlocks
 from med_model.command import UserError, parse, run
 from med_model.data import document_of, read_split
 from med_model.evaluate import Heldout, evaluate
+from med_model.health import TrainingHealth, Warnings, check_overlap
 from med_model.loss import use_chunked_head
 from med_model.model import choose_precision, load_tokenizer
 from med_model.optimizer import MUON_HELP, optimizers_for
+from med_model.preflight import preflight
 from med_model.prompt import BASE_STOPS, END_OF_TEXT
 from med_model.training import StageArguments, check_output, finish, train
 
@@ -53,12 +55,16 @@ class PretrainingArguments(TrainingArguments):
     save_steps: float = 0.1
     save_total_limit: int | None = 2
     logging_steps: float = 10
+    logging_nan_inf_filter: bool = False  # a loss that is not finite ends the training instead of hiding
+    load_best_model_at_end: bool = True  # the checkpoint with the lowest held-out loss is what is published
     report_to: str = "none"
     include_num_input_tokens_seen: str = "all"  # for the speed shown
     bf16: bool | None = None  # where the device multiplies in it
     dataloader_pin_memory: bool = torch.cuda.is_available()
     muon: bool = field(default=True, metadata={"help": MUON_HELP})
-    dropout: float = field(default=0.0, metadata={"help": "Dropout of the model; 0.1 may help small data seen often."})
+    dropout: float = field(
+        default=0.1, metadata={"help": "Dropout of the model: small data seen often is learnt by heart later with it."}
+    )
 
     def __post_init__(self):
         choose_precision(self)
@@ -76,7 +82,7 @@ def new_model(tokenizer: PreTrainedTokenizerBase, dropout: float) -> GPT2LMHeadM
         n_head=4,
         resid_pdrop=dropout,
         embd_pdrop=dropout,
-        attn_pdrop=dropout,
+        attn_pdrop=0.0,  # a CPU's attention would not be fused with it: half the speed
         bos_token_id=end,
         eos_token_id=end,
         pad_token_id=tokenizer.pad_token_id,
@@ -160,13 +166,25 @@ def main() -> None:
         f"{len(blocks):,} 块/blocks of {BLOCK_TOKENS}"
     )
     print(f"验证/held-out: {len(heldout):,} 篇/documents, {len(heldout_blocks.tokens):,} 词元/tokens")
+    warnings = Warnings()
+    check_overlap(warnings, texts, heldout)
 
     set_seed(training.seed)
     model = new_model(tokenizer, training.dropout)
     start_at_token_frequencies(model, blocks.tokens)
     print_parts(model)
     trainer = new_trainer(model, tokenizer, training, blocks, heldout_blocks)
-    seconds = train(trainer, stage, checkpoint)
+    preflight(
+        trainer,
+        output_model=stage.output_model,
+        tokens=len(blocks) * blocks.length,
+        longest=blocks.length,
+        heldout_tokens=len(heldout_blocks) * heldout_blocks.length,
+        checkpoint=checkpoint,
+    )
+    if stage.dry_run:
+        return
+    seconds = train(trainer, stage, checkpoint, [TrainingHealth(warnings)])
 
     model.eval()
     finish(
@@ -176,6 +194,7 @@ def main() -> None:
         title="Med_model: base model after pre-training",
         stops=BASE_STOPS,
         evaluation=evaluate(model, tokenizer, Heldout(texts=heldout), chat=False),
+        warnings=warnings,
         metrics={
             "training_seconds": round(seconds, 1),
             "training_tokens": len(blocks.tokens),

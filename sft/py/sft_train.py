@@ -21,13 +21,16 @@ from med_model.blocks import PackedBlocks
 from med_model.command import UserError, parse, run
 from med_model.data import Message, conversation_of, document_of, read_all, read_split
 from med_model.evaluate import Heldout, evaluate
+from med_model.health import TrainingHealth, Warnings, check_overlap, check_stops, check_truncation
 from med_model.loss import use_chunked_head
 from med_model.model import choose_precision, load_model, load_tokenizer
 from med_model.optimizer import MUON_HELP, optimizers_for
+from med_model.preflight import preflight
 from med_model.prompt import CHAT_STOPS, IGNORE, Example, training_example
 from med_model.retention import Retention
 from med_model.training import StageArguments, check_output, finish, train
 
+RETENTION_TOKENS = 256  # of plain text beside each batch of rows
 MEASURED_QUESTIONS = 100  # answered at the end, to see whether the model stops and repeats itself
 
 
@@ -43,7 +46,7 @@ class DataArguments(StageArguments):
         },
     )
     retention: float = field(
-        default=0.3,
+        default=0.1,
         metadata={"help": "Weight of that against the answers; 0 leaves it out, and the model unlearns the language."},
     )
 
@@ -54,7 +57,7 @@ class SFTArguments(SFTConfig):
 
     output_dir: str | None = str(paths.SFT_CHECKPOINTS)
     # The answers are learnt by the second pass; which question wants which of them takes the rest.
-    num_train_epochs: float = 12.0
+    num_train_epochs: float = 10.0
     per_device_train_batch_size: int = 16  # rows
     per_device_eval_batch_size: int = 32
     learning_rate: float = 3e-3
@@ -66,6 +69,9 @@ class SFTArguments(SFTConfig):
     save_steps: float = 0.2
     save_total_limit: int | None = 2
     logging_steps: float = 10
+    logging_nan_inf_filter: bool = False  # a loss that is not finite ends the training instead of hiding
+    load_best_model_at_end: bool = True
+    metric_for_best_model: str | None = "mean_token_accuracy"  # held-out; a few wrong answers rule the loss
     report_to: str = "none"
     max_length: int | None = 512  # the model's positions
     train_sampling_strategy: str = "group_by_length"  # rows of like length share a batch: little padding
@@ -83,7 +89,9 @@ class SFTArguments(SFTConfig):
         super().__post_init__()
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, rows: list[list[Message]], max_length: int, name: str) -> Dataset:
+def encode(
+    tokenizer: PreTrainedTokenizerBase, rows: list[list[Message]], max_length: int, name: str, warnings: Warnings
+) -> Dataset:
     """The rows as `input_ids` and `labels`; says how many had to be shortened or left out."""
     examples = [training_example(tokenizer, messages, max_length) for messages in rows]
     kept = [example for example in examples if example is not None]
@@ -96,6 +104,8 @@ def encode(tokenizer: PreTrainedTokenizerBase, rows: list[list[Message]], max_le
             f"  {shortened:,} 条太长 ({shortened / len(kept):.1%})，从句末截断并保留停止符/"
             "too long: cut at a sentence end, the stop kept"
         )
+    check_truncation(warnings, shortened, len(kept))
+    check_stops(warnings, [example.labels for example in kept], tokenizer.convert_tokens_to_ids(list(CHAT_STOPS)))
     if dropped := len(examples) - len(kept):
         print(f"  {dropped:,} 条问题太长，已舍去/left out: the question alone fills --max_length {max_length}")
     return Dataset.from_dict({key: [getattr(example, key) for example in kept] for key in Example._fields[:2]})
@@ -107,10 +117,11 @@ class RetainingSFTTrainer(SFTTrainer):
     retention: Retention | None = None
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        # Asked for outputs TRL would run the model once more; training never asks.
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self.retention and model.training:
-            loss = loss + self.retention.loss(self.model) / self.args.gradient_accumulation_steps
-        return (loss, outputs) if return_outputs else loss
+            result = result + self.retention.loss(self.model) / self.args.gradient_accumulation_steps
+        return result
 
 
 def new_trainer(
@@ -153,8 +164,10 @@ def main() -> None:
         training.seed,
     )
     tokenizer = load_tokenizer(stage.input_model)
-    train_dataset = encode(tokenizer, rows, training.max_length, "训练/training")
-    eval_dataset = encode(tokenizer, heldout, training.max_length, "验证/held-out")
+    warnings = Warnings()
+    train_dataset = encode(tokenizer, rows, training.max_length, "训练/training", warnings)
+    eval_dataset = encode(tokenizer, heldout, training.max_length, "验证/held-out", warnings)
+    check_overlap(warnings, *([tuple(turn["content"] for turn in row) for row in part] for part in (rows, heldout)))
 
     set_seed(training.seed)
     model, _ = load_model(stage.input_model, training.dropout)
@@ -162,11 +175,23 @@ def main() -> None:
         raise UserError(f"--max_length {training.max_length}: the model has {model.config.n_positions} positions")
     retention = None
     if stage.retention:
-        blocks = PackedBlocks(tokenizer, read_all(stage.text or [paths.PRETRAINING_DATA], document_of))
+        text = read_all(stage.text or [paths.PRETRAINING_DATA], document_of)
+        blocks = PackedBlocks(tokenizer, text, RETENTION_TOKENS)
         teacher, _ = load_model(stage.input_model)
         retention = Retention(teacher.to(training.device), blocks, stage.retention)
     trainer = new_trainer(model, tokenizer, training, train_dataset, eval_dataset, retention)
-    seconds = train(trainer, stage, checkpoint)
+    preflight(
+        trainer,
+        output_model=stage.output_model,
+        tokens=sum(map(len, train_dataset["input_ids"])),
+        longest=max(map(len, train_dataset["input_ids"])),
+        heldout_tokens=sum(map(len, eval_dataset["input_ids"])),
+        beside=RETENTION_TOKENS if retention else 0,
+        checkpoint=checkpoint,
+    )
+    if stage.dry_run:
+        return
+    seconds = train(trainer, stage, checkpoint, [TrainingHealth(warnings)])
 
     model.eval()
     questions = [Question(conversation[:-1]) for conversation in heldout[:MEASURED_QUESTIONS]]
@@ -178,6 +203,7 @@ def main() -> None:
         title="Med_model: model after SFT",
         stops=CHAT_STOPS,
         evaluation=evaluate(model, tokenizer, measured, chat=True),
+        warnings=warnings,
         metrics={
             "heldout_loss": trainer.evaluate()["eval_loss"],
             "training_seconds": round(seconds, 1),
