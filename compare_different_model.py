@@ -10,6 +10,7 @@ Writes nothing, or everything it measured to --json FILE
 """
 
 import itertools
+import re
 import shutil
 import sys
 import time
@@ -95,7 +96,7 @@ def padded(text: str, columns: int) -> str:
 
 def wrapped(text: str, columns: int) -> list[str]:
     lines = [""]
-    for character in text:
+    for character in re.sub(r"\n\s*\n", "\n", text):  # a base model may say little but line ends
         if character == "\n" or width(lines[-1] + character) > columns:
             lines.append("")
         if character != "\n":
