@@ -108,7 +108,7 @@ def _recent(series: list[tuple[int, float]]) -> float:
 
 
 class TrainingHealth(TrainerCallback):
-    """Loss and gradient norm of any stage; `falls=False` for DPO, whose healthy loss moves little, held-out up or down.
+    """Loss and gradient norm of any stage; `falls=False` for DPO: its healthy loss moves little, held-out up.
 
     A value that is not finite raises UserError: training ends there, and nothing is published.
     """
