@@ -20,7 +20,7 @@ from pathlib import Path
 
 from med_model import paths
 from med_model.answers import Question, answer_questions
-from med_model.command import check_json_target, parse, run, write_json
+from med_model.command import UserError, check_json_target, parse, read_yaml, run, write_json
 from med_model.data import Message, conversation_of, find_files, read_all
 from med_model.evaluate import (
     BUNDLED,
@@ -48,6 +48,7 @@ PROMPTS = (
 )
 PREFERENCE_PLACE = list(MEASURES).index("preference_accuracy_per_token") - 0.5  # where the lines of the flaws stand
 COLUMN_GAP = 2
+MODELS = ("预训练/base", "SFT", "DPO/final")
 MIN_COLUMN = 24  # columns of the terminal below which answers are stacked instead
 
 
@@ -64,6 +65,12 @@ class CompareArguments:
         metadata={
             "help": "Held-out files that the models are measured on: documents, questions, preference pairs, "
             "multiple choice. Default: the bundled ones, with the 100 questions of sft/dataset/exam.jsonl."
+        },
+    )
+    expected: str | None = field(
+        default=None,
+        metadata={
+            "help": "YAML file of expected values, model: {measure: [value, tolerance]}; says what lies outside them."
         },
     )
     base_model: str = field(default=str(paths.BASE_MODEL), metadata={"help": "Directory of the base model."})
@@ -165,20 +172,50 @@ def print_measures(results: dict[str, Evaluation], changes: dict[str, dict[str, 
     )
 
 
+def read_expected(name: str | None) -> dict[str, dict[str, list[float]]]:
+    """[value, tolerance] by model and measure. UserError for a name that is neither, or for other than two numbers."""
+    expected = read_yaml(name, "--expected") if name else {}
+    for model, of_model in expected.items():
+        if model not in MODELS or not isinstance(of_model, dict):
+            raise UserError(f"未知模型/--expected {name}: {model} maps no measures of {', '.join(MODELS)}")
+        for key, pair in of_model.items():
+            if key not in MEASURES:
+                raise UserError(f"未知指标/--expected {name}: {model} {key}, want one of {', '.join(MEASURES)}")
+            if not isinstance(pair, list) or [type(number) in (int, float) for number in pair] != [True, True]:
+                raise UserError(f"应为 [值, 容差]/--expected {name}: {model} {key}: {pair}, want [value, tolerance]")
+    return expected
+
+
+def outside_expected(results: dict[str, Evaluation], expected: dict[str, dict[str, list[float]]]) -> list[str]:
+    """What was measured and lies further from its expected value than the tolerance, a line each."""
+    outside = []
+    for name, of_model in expected.items():
+        measured = results[name].measures if name in results else {}
+        for key, (value, tolerance) in of_model.items():
+            found = figure(measured[key]).value if key in measured else None
+            if found is not None and abs(found - value) > tolerance:
+                form = shown_as(key).format
+                outside.append(
+                    f"{name} {shown_as(key).title.strip()}: {found:{form}}, {value:{form}} ± {tolerance:{form}}"
+                )
+    return outside
+
+
 def main() -> None:
     (args,) = parse(CompareArguments, description=__doc__)
     check_json_target(args.json)
     prompts = read_prompts(args)
+    expected = read_expected(args.expected)
     heldout = read_heldout(args.data or BUNDLED) if args.measures else None
     print(NOTICE)
-    directories = {
-        "预训练/base": (args.base_model, paths.BASE_MODEL, False),
-        "SFT": (args.sft_model, paths.SFT_MODEL, True),
-        "DPO/final": (args.final_model, paths.FINAL_MODEL, True),
-    }
+    directories = (
+        (args.base_model, paths.BASE_MODEL, False),
+        (args.sft_model, paths.SFT_MODEL, True),
+        (args.final_model, paths.FINAL_MODEL, True),
+    )
     answers: dict[str, list[dict]] = {}
     results: dict[str, Evaluation] = {}
-    for name, (directory, default, chat) in directories.items():
+    for name, (directory, default, chat) in zip(MODELS, directories, strict=True):
         if not Path(directory).exists():
             print(f"缺少/missing: {name} {paths.shown(directory)}/: {paths.MADE_BY[default]}", file=sys.stderr)
             continue
@@ -202,6 +239,12 @@ def main() -> None:
         print_measures(results, changes)
     if heldout and heldout.choices:
         print(chance_level(heldout.choices))
+    outside = outside_expected(results, expected)
+    if expected and results:
+        told_outside = (
+            "\n  ".join(["超出预期/outside what is expected:", *outside]) if outside else "与预期相符/as expected"
+        )
+        print(f"{told_outside} ({args.expected})")
     if args.json:
         result = {
             "arguments": asdict(args),
@@ -211,6 +254,7 @@ def main() -> None:
                 name: as_json({key: figure(of) for key, of in result.measures.items()})
                 for name, result in results.items()
             },
+            "outside_expected": outside,
             "changes": {name: as_json(of) for name, of in changes.items()},
             "measured_answers": {name: [a._asdict() for a in result.answers] for name, result in results.items()},
         }

@@ -96,7 +96,8 @@ class Project(Engine):
 
     def dpo(self, pairs: int) -> tuple[Measured, Measured]:
         """(first epoch with the reference pass, later epochs)."""
-        training = self.dpo_script.DPOArguments(output_dir=self.scratch(), num_train_epochs=1, seed=SEED, **UNWATCHED)
+        options = {"num_train_epochs": 1, "disable_dropout": True, "seed": SEED}  # as stock TRL
+        training = self.dpo_script.DPOArguments(output_dir=self.scratch(), **options, **UNWATCHED)
         encoded = self.dpo_script.encode(
             self.tokenizer, self.inputs.pairs[:pairs], training.max_length, "DPO", Warnings()
         )

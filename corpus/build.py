@@ -33,6 +33,7 @@ MAX_SHARED = {13: 0.01, 8: 0.02}  # of the shingles of so many characters, betwe
 HELDOUT_TEXT, UNREAD_PAIRS = "pre_training/dataset/heldout.jsonl", "dpo/dataset/heldout/unread_topics.jsonl"
 EXAM, CHOICES = "sft/dataset/exam.jsonl", "sft/dataset/choices.jsonl"
 EXAM_ROWS = 100
+SIDES = ("asked", "read", "unread")
 WORDINGS = 6  # of a question, in training files
 HELDOUT_WORDINGS = 4  # of a question of a held-out topic: one for each of its pairs
 
@@ -208,32 +209,28 @@ def check_corpus(departments: list[dict]) -> list[str]:
     return faults
 
 
-def fitted(pieces: list[str], target: int) -> str:
-    """Joins pieces until the text has at least `target` characters."""
-    text = ""
-    for piece in itertools.cycle(pieces):
-        text += piece
-        if len(text) >= target:
-            return text
-
-
 def composed_rejection(flaw: str, answer: str, others: list[str], vague: list[str], longer: bool, rng) -> str:
-    """A bad answer of a plain kind made from written parts, longer or shorter than the good one as asked."""
-    target = round(len(answer) * (1.15 if longer else 0.8))
+    """A bad answer of a plain kind made from written parts; a little longer or shorter than the good one, as asked.
+
+    Of nearly its length, so that a sum over an answer's tokens is about what the answer says.
+    """
+    target = len(answer) + rng.randint(1, 4) * (1 if longer else -1)
     if flaw == "other_topic":
         fitting = [text for text in others if (len(text) > len(answer)) == longer] or others
         return rng.choice(sorted(fitting, key=lambda text: (abs(len(text) - target), text))[:12])
     if flaw == "repetition":
         clause = re.split("[，。；：！？]", answer)[0] + "，"
-        return fitted([clause], target)[: max(target, 2 * len(clause))].rstrip("，") + "。"
+        text = clause * (target // len(clause) + 1)
+        return text[: max(target, len(clause) * 2) - 1].rstrip("，") + "。"
     if flaw == "vague":
-        pieces = rng.sample(vague, len(vague))
-        text = fitted(pieces, target)
-        # Whole sentences only; to come out shorter the last one is left away.
-        return text if longer else "".join(sentences(text)[:-1]) or sentences(text)[0]
-    # no_ending: cut in the middle of a clause; a long one wanders on into another answer first.
-    whole = answer + rng.choice(others) if longer else answer
-    return whole[:target].rstrip("，。；：、！？")
+        drawn = ["".join(rng.sample(vague, size)) for size in range(1, len(vague) + 1) for _ in range(40)]
+        fitting = [text for text in drawn if (len(text) > len(answer)) == longer]
+        return min(fitting, key=lambda text: abs(len(text) - target))
+    # no_ending: in the middle of a clause; a long one leaves its last sentence out and wanders on into another answer.
+    whole = "".join(sentences(answer)[:-1]) + rng.choice(others) * 2 if longer else answer
+    while whole[target - 1] in "，。；：、！？":
+        target += 1 if longer else -1
+    return whole[:target]
 
 
 def unasked(topic: dict) -> int | None:
@@ -246,22 +243,33 @@ def unasked(topic: dict) -> int | None:
     return random.Random(topic["topic"]).randrange(len(topic["questions"]))
 
 
-def pairs_of(
-    topic: dict, siblings: list[str], elsewhere: list[str], vague: list[str], rng: random.Random
-) -> list[list[dict]]:
-    """The preference pairs of a topic, a list for each of its questions; bad answers are made from the answers given.
+def side_of(topic: dict, number: int) -> str:
+    """Where a question stands: asked in training, read about only, or nothing of its topic read."""
+    if topic.get("held_out"):
+        return "unread"
+    return "read" if number == unasked(topic) else "asked"
 
-    `siblings` are those of the topic, `elsewhere` those of others.
+
+def pairs_of(
+    topic: dict, answers: dict[str, dict[str, list[str]]], vague: dict[str, list[str]], rng: random.Random
+) -> list[list[dict]]:
+    """The preference pairs of a topic, a list for each of its questions.
+
+    Bad answers are made from `answers` (by side, then by topic) and `vague` sentences of the question's own side: what
+    a held-out pair holds is in no training row, and whether an answer is known does not tell the good from the bad.
     """
     result = []
     # Longer than the good answer and shorter by turns within each flaw, so that length does not give the flaw away.
     longer = {flaw: itertools.cycle(rng.sample([True, False], 2)) for flaw in COMPOSED_FLAWS}
     for number, question in enumerate(topic.get("questions", [])):
-        answer = question["answer"]
+        answer, side = question["answer"], side_of(topic, number)
+        elsewhere = [text for name, texts in answers[side].items() if name != topic["topic"] for text in texts]
+        siblings = [text for text in answers[side][topic["topic"]] if text != answer]
+        says_nothing = vague["training" if side == "asked" else "held_out"]
         rejections = [(question["rejected"]["flaw"], question["rejected"]["text"])]
         for flaw in ("other_topic", COMPOSED_FLAWS[1 + number % 3], COMPOSED_FLAWS[1 + (number + 1) % 3]):
-            others = elsewhere if flaw == "other_topic" else [text for text in siblings if text != answer]
-            rejections.append((flaw, composed_rejection(flaw, answer, others, vague, next(longer[flaw]), rng)))
+            others = elsewhere if flaw == "other_topic" else siblings or elsewhere
+            rejections.append((flaw, composed_rejection(flaw, answer, others, says_nothing, next(longer[flaw]), rng)))
         pairs = []
         for wording, (flaw, text) in zip(question["wordings"], rejections, strict=False):
             row = {"question": wording, "response_chosen": answer, "response_rejected": text}
@@ -296,16 +304,14 @@ def in_turn(lists: list[list[dict]]) -> list[dict]:
     return [row for layer in itertools.zip_longest(*lists) for row in layer if row]
 
 
-def build(departments: list[dict], vague: list[str]) -> dict[str, list[dict]]:
+def build(departments: list[dict], vague: dict[str, list[str]]) -> dict[str, list[dict]]:
     """All rows of all files, by path below the root."""
     files: dict[str, list[dict]] = {HELDOUT_TEXT: [], EXAM: [], CHOICES: [], UNREAD_PAIRS: []}
     topics = [topic for department in departments for topic in department["topics"]]
-    # No answer of a question that is held out goes into a bad answer of a training pair.
-    answers = {
-        t["topic"]: [q["answer"] for number, q in enumerate(t.get("questions", [])) if number != unasked(t)]
-        for t in topics
-    }
-    held_out = {topic["topic"] for topic in topics if topic.get("held_out")}
+    answers: dict[str, dict[str, list[str]]] = {side: {} for side in SIDES}
+    for topic in topics:
+        for number, question in enumerate(topic.get("questions", [])):
+            answers[side_of(topic, number)].setdefault(topic["topic"], []).append(question["answer"])
     exams: list[list[dict]] = []
     for department in departments:
         exam: list[list[dict]] = []
@@ -313,17 +319,10 @@ def build(departments: list[dict], vague: list[str]) -> dict[str, list[dict]]:
         for topic in department["topics"]:
             rng = random.Random(topic["topic"])
             article = {"text": topic.get("article", "").strip(), "topic": topic["topic"], "derived": False}
-            # Bad answers about something else come from the same side: all that a held-out pair holds is unseen.
-            others = [
-                name
-                for name in answers
-                if name != topic["topic"] and (name in held_out) == (topic["topic"] in held_out)
-            ]
-            elsewhere = [answer for name in others for answer in answers[name]]
             if topic.get("held_out"):
                 files[HELDOUT_TEXT].append(article)
                 files[CHOICES] += [choice_row(topic, choice, rng) for choice in topic.get("choices", [])]
-                by_question = pairs_of(topic, answers[topic["topic"]], elsewhere, vague, rng)
+                by_question = pairs_of(topic, answers, vague, rng)
                 files[UNREAD_PAIRS] += [{**pair, "unread": True} for group in by_question for pair in group]
                 continue
             if article["text"]:
@@ -340,7 +339,7 @@ def build(departments: list[dict], vague: list[str]) -> dict[str, list[dict]]:
             rows += [conversation_row(topic, conversation) for conversation in topic.get("conversations", [])]
             drawn = rng.sample(asked, len(asked))
             exam.append([question_row(topic, question, question["heldout"]) for question in drawn])
-            by_question = pairs_of(topic, answers[topic["topic"]], elsewhere, vague, rng)
+            by_question = pairs_of(topic, answers, vague, rng)
             if kept is not None:
                 heldout_pairs += by_question.pop(kept)
             pairs += [pair for group in by_question for pair in group]

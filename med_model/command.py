@@ -41,7 +41,7 @@ def parse(*dataclass_types: type, description: str) -> list:
             lists = {action.dest for action in parser._actions if action.nargs == "+"}
             config = {
                 name: [value] if name in lists and isinstance(value, str) else value
-                for name, value in _read_config(known.config).items()
+                for name, value in read_yaml(known.config, "--config").items()
             }
             unknown = parser.set_defaults_with_config(**config)
             if unknown:
@@ -53,18 +53,18 @@ def parse(*dataclass_types: type, description: str) -> list:
         raise UserError(f"参数有误/bad option: {error} (--help lists the options)") from error
 
 
-def _read_config(name: str) -> dict:
-    """The options in a YAML file. TrlParser would read it in the locale's encoding, which is not UTF-8 everywhere."""
+def read_yaml(name: str, option: str) -> dict:
+    """The mapping in the YAML file that `option` names. UserError where there is none."""
     file = Path(name) if Path(name).exists() else ROOT / name  # looked up as find_files does
     if not file.is_file():
-        raise UserError(f"配置文件不存在/no configuration file {name}: give --config FILE.yaml")
+        raise UserError(f"文件不存在/no file {name}: give {option} FILE.yaml")
     try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))  # TrlParser would take the locale's encoding
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"配置文件读不懂/cannot read {name}: {error}") from error
-    if not isinstance(config, dict):
-        raise UserError(f"配置文件应为 选项: 值/{name} must map options to values, found {type(config).__name__}")
-    return config
+        raise UserError(f"文件读不懂/cannot read {option} {name}: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"应为 名称: 值/{option} {name} must map names to values, found {type(content).__name__}")
+    return content
 
 
 def check_json_target(file: str | None) -> None:

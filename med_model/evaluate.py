@@ -48,7 +48,7 @@ MEASURES = {
     "preference_accuracy_per_token": Shown("  按词元平均/mean per token ↑", ".1%", 1),
     "preference_margin": Shown("偏好间隔/preference margin, nats ↑", ".1f", 1),
     "preference_margin_per_token": Shown("  每词元/per token ↑", ".2f", 1),
-    "preference_accuracy_unread": Shown("  没读过的主题/topics never read ↑", ".1%", 1),
+    "preference_accuracy_unread": Shown("  其中没读过的主题/of topics never read ↑", ".1%", 1),
     "choice_accuracy": Shown("选择题/multiple choice ↑", ".1%", 1),
 }
 FLAW = "preference_accuracy/"  # before the name of a flaw
@@ -113,33 +113,30 @@ def pair_measures(
 ) -> dict[str, Measure]:
     """How often and by how much the chosen answer is the likelier one: by the sum with its stop, and by the mean.
 
-    Pairs of topics that nothing was read about are a measure of their own.
+    Pairs of topics that nothing was read about are counted with the others and once more on their own.
     """
     encoded, kept = [], []
     for pair in pairs:
         ids, _ = encode_pairs(tokenizer, [pair[:3]], model.config.n_positions, chat)
         encoded += ids
         kept += [pair] * len(ids)
-    scored = list(zip(kept, preference_scores(model, encoded), strict=True))
-    measures = {}
-    if unread := [one for one in scored if one[0].unread]:
-        groups = [pair.chosen for pair, _ in unread]
-        measures["preference_accuracy_unread"] = measure([good > bad for _, (good, bad, *_) in unread], groups=groups)
-    scored = [one for one in scored if not one[0].unread]
-    if not scored:
-        return measures
-    kept, scores = zip(*scored, strict=True)
+    if not kept:
+        return {}
+    scores = preference_scores(model, encoded)
     groups = [pair.chosen for pair in kept]  # the pairs of one question are no independent evidence
     right = [good > bad for good, bad, _, _ in scores]
-    measures |= {
+    measures = {
         "preference_accuracy": measure(right, groups=groups),
         "preference_accuracy_per_token": measure([good > bad for _, _, good, bad in scores], groups=groups),
         "preference_margin": measure([good - bad for good, bad, _, _ in scores], groups=groups),
         "preference_margin_per_token": measure([good - bad for _, _, good, bad in scores], groups=groups),
     }
+    parts = {"preference_accuracy_unread": [place for place, pair in enumerate(kept) if pair.unread]}
     for flaw in sorted({pair.flaw for pair in kept} - {""}):
-        places = [place for place, pair in enumerate(kept) if pair.flaw == flaw]
-        measures[FLAW + flaw] = measure([right[p] for p in places], groups=[groups[p] for p in places])
+        parts[FLAW + flaw] = [place for place, pair in enumerate(kept) if pair.flaw == flaw]
+    for name, places in parts.items():
+        if places:
+            measures[name] = measure([right[p] for p in places], groups=[groups[p] for p in places])
     return measures
 
 

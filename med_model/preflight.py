@@ -108,7 +108,7 @@ def _held_bytes(device: torch.device) -> int:
 def memory_estimate(model: PreTrainedModel, training: TrainingArguments, longest: int, beside: int = 0) -> int:
     """Bytes at the peak of training a GPT-2 with the chunked head on batches of `longest` tokens a row.
 
-    `beside`: tokens of the plain text beside each batch, for SFT's retention.
+    `beside`: tokens of the plain text beside each batch, for retention.
 
     To what the process holds already come gradients, optimizer states, the weights once more (time_steps trains a
     copy), the embedding's gradient before it joins the tied head's, and what is kept for the backward pass. With d =
@@ -131,7 +131,7 @@ def memory_estimate(model: PreTrainedModel, training: TrainingArguments, longest
     config, device = model.config, training.device
     preference, by_trl = isinstance(training, DPOConfig), isinstance(training, SFTConfig | DPOConfig)
     mixed = training.bf16 or training.fp16
-    # TRL's DPO sets the modules' dropout to 0, not the configuration's.
+    # TRL's --disable_dropout sets the modules' dropout to 0, not the configuration's.
     dropout = any(module.p for module in model.modules() if isinstance(module, torch.nn.Dropout))
     rows = training.train_batch_size * (2 if preference else 1)
     tokens, d, m = rows * longest, config.n_embd, 2 if mixed else 4

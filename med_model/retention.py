@@ -1,4 +1,4 @@
-"""Learning to answer without unlearning the language: predictions on plain text are held where they were.
+"""Fine-tuning without unlearning the language: predictions on plain text are held where they were.
 
 Fine-tuning on questions alone ruins what a small model knew of text (docs/recipes.md has the figures). Training on the
 old text beside it is no cure: read more often still, it is learnt by heart. What holds is the distribution of the
@@ -6,12 +6,37 @@ model before (its teacher) over the next token, at every position of a block of 
 divergence from it is added to the loss (Li and Hoiem 2016, "Learning without Forgetting").
 """
 
+from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from med_model import paths
 from med_model.blocks import PackedBlocks
+from med_model.data import document_of, read_all
 from med_model.loss import chunk_tokens, compute_dtype
+from med_model.model import load_model
+from med_model.training import StageArguments
+
+RETENTION_TOKENS = 256  # of plain text beside each batch
+
+
+@dataclass
+class RetentionArguments(StageArguments):
+    """Options of the stages that hold the language of the model that they begin with."""
+
+    text: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Plain text on which the model shall go on predicting as --input_model does (default: the "
+            "bundled pre-training text; best is what the base model was trained on)."
+        },
+    )
+    retention: float = field(
+        default=0.1,
+        metadata={"help": "Weight of that in the loss; 0 leaves it out, and the model unlearns the language."},
+    )
 
 
 class _LinearKL(torch.autograd.Function):
@@ -70,3 +95,29 @@ class Retention:
             teacher_hidden = self.teacher.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[0]
         table, teacher_table = (of.get_output_embeddings().weight for of in (model, self.teacher))
         return self.weight * linear_kl(hidden, table, teacher_hidden, teacher_table)
+
+
+class Retaining:
+    """Mixed into a Trainer: the divergence joins its training loss."""
+
+    retention: Retention | None = None
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        # Asked for outputs TRL would run the model once more; training never asks.
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self.retention and model.training:
+            # Where the labels of a whole step are counted the Trainer does not divide by its batches.
+            batches = 1 if num_items_in_batch is None else self.args.gradient_accumulation_steps
+            result = result + self.retention.loss(self.model) / batches
+        return result
+
+
+def new_retention(
+    stage: RetentionArguments, tokenizer: PreTrainedTokenizerBase, device: torch.device
+) -> Retention | None:
+    """The model that the stage begins with as teacher, on the text that the stage names; None at weight 0."""
+    if not stage.retention:
+        return None
+    text = read_all(stage.text or [paths.PRETRAINING_DATA], document_of)
+    teacher, _ = load_model(stage.input_model)
+    return Retention(teacher.to(device), PackedBlocks(tokenizer, text, RETENTION_TOKENS), stage.retention)

@@ -164,14 +164,23 @@ def test_one_question_of_each_trained_topic_is_read_about_and_neither_asked_nor_
     trained = {row.get("output") for row in rows_of(paths.SFT_DATA)}
     trained |= {row[side] for row in rows_of(paths.DPO_DATA) for side in ("response_chosen", "response_rejected")}
     assert [answer for answer in chosen.values() if answer in trained] == []
+    # A bad answer that the model knows would win by being known.
+    assert [
+        row for row in heldout if row["flaw"] in ("other_topic", "vague") and row["response_rejected"] in trained
+    ] == []
+
+
+def test_vague_sentences_of_heldout_pairs_are_in_no_training_pair(training_text):
+    vague = yaml.safe_load((builder.KNOWLEDGE.parent / "vague.yaml").read_text(encoding="utf-8"))
+    assert len(vague["held_out"]) >= 10 and all(sentence in training_text for sentence in vague["training"])
+    assert [sentence for sentence in vague["held_out"] if sentence in training_text] == []
 
 
 def test_no_answer_of_an_unread_pair_stands_in_a_training_file(training_text):
     pairs = [row for row in rows_of(paths.HELDOUT_PAIRS) if row.get("unread")]
-    # A vague answer is put together from the same few sentences on both sides, and one that repeats itself may repeat
-    # "不建议" on both: that is what makes them what they are.
     answers = {row["response_chosen"] for row in pairs}
-    answers |= {row["response_rejected"] for row in pairs if row["flaw"] not in ("vague", "repetition")}
+    # One that repeats itself may repeat "不建议" on both sides: that is what makes it what it is.
+    answers |= {row["response_rejected"] for row in pairs if row["flaw"] != "repetition"}
     assert len(answers) > 300
     assert [answer for answer in answers if answer in training_text] == []
 
@@ -212,6 +221,9 @@ def test_length_does_not_give_the_better_answer_away():
     for flaw in {row["flaw"] for row in pairs}:
         of_flaw = [len(p["response_chosen"]) < len(p["response_rejected"]) for p in pairs if p["flaw"] == flaw]
         assert 0.35 <= sum(of_flaw) / len(of_flaw) <= 0.65, flaw
+    composed = [row for row in pairs if row["flaw"] in builder.COMPOSED_FLAWS]
+    differences = [abs(len(row["response_chosen"]) - len(row["response_rejected"])) for row in composed]
+    assert sum(difference <= 5 for difference in differences) >= 0.9 * len(composed)
 
 
 def test_no_pair_prefers_an_answer_to_itself_or_to_nothing():
@@ -440,15 +452,19 @@ def test_a_composed_bad_answer_is_longer_or_shorter_than_the_good_one_as_asked(f
         "腹泻要补水。" * 7,
         "休息。" * 12,
     ]
-    vague = [f"这个情况因人而异，说法{number}很多。" for number in range(8)]
+    vague = ["这个情况因人而异，" + "很" * number + "难讲。" for number in range(8)]
     text = builder.composed_rejection(flaw, answer, others, vague, longer, random.Random(seed))
     assert text and text != answer
     assert (len(text) > len(answer)) == longer
+    if flaw != "other_topic":
+        assert abs(len(text) - len(answer)) <= 8
     assert (text[-1] in "。！？") == (flaw != "no_ending")
 
 
 def test_a_new_topic_changes_neither_the_questions_of_the_others_nor_which_are_held_out_and_examined(good):
-    vague = ["这个情况不好说。", "看看情况再说吧。"]
+    vague = {
+        side: [f"{number}个人有{number}种说法，{side}。" for number in range(20)] for side in ("training", "held_out")
+    }
     third = {**copy.deepcopy(good["topics"][1]), "topic": "新的主题"}
     before = builder.build([good], vague)
     after = builder.build([{**good, "topics": [third, *good["topics"]]}], vague)

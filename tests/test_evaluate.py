@@ -75,18 +75,16 @@ def test_pairs_of_one_question_are_one_group(model, tokenizer):
     assert measure.items == 3 and len(measure.amounts) == 1
 
 
-def test_pairs_of_topics_never_read_are_a_measure_of_their_own(model, tokenizer):
+def test_pairs_of_topics_never_read_are_counted_and_shown_once_more(model, tokenizer):
     turns = [{"role": "user", "content": "高血压怎么办？"}]
     pairs = [
         LabelledPair(turns, "少盐少油。", "多吃咸菜。"),
         LabelledPair(turns, "多吃咸菜。", "少盐少油。", unread=True),
     ]
-    both = evaluate(model, tokenizer, Heldout(pairs=pairs), chat=True).measures
-    read, unread = (figure(both[f"preference_accuracy{name}"]) for name in ("", "_unread"))
-    assert (read.n, unread.n) == (1, 1) and read.value == 1 - unread.value
-    assert set(evaluate(model, tokenizer, Heldout(pairs=pairs[1:]), chat=True).measures) == {
-        "preference_accuracy_unread"
-    }
+    measures = evaluate(model, tokenizer, Heldout(pairs=pairs), chat=True).measures
+    both, unread = (figure(measures[f"preference_accuracy{name}"]) for name in ("", "_unread"))
+    assert (both.n, unread.n) == (2, 1) and both.value == 0.5 and unread.value in (0, 1)
+    assert "preference_accuracy_unread" not in evaluate(model, tokenizer, Heldout(pairs=pairs[:1]), chat=True).measures
 
 
 def test_a_base_model_and_a_chat_model_are_asked_each_in_its_form(model, tokenizer, monkeypatch):

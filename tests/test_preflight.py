@@ -65,19 +65,19 @@ def new_trainer(scripts, tokenizer, random_gpt2, tmp_path):
             {"input_ids": torch.tensor(ids), "labels": torch.tensor(ids)}
             for ids in random_ids(40, LONGEST, LONGEST, vocabulary)
         ]
+        held = Retention(copy.deepcopy(model), blocks, 0.3)
         if stage == "pretraining":
             training = script.PretrainingArguments(**common)
             return script.new_trainer(model, tokenizer, training, blocks)
         if stage == "sft":
             rows = random_ids(41, 20, LONGEST, vocabulary)
             columns = {"input_ids": rows, "labels": [[-100] * 10 + row[10:] for row in rows]}
-            held = Retention(copy.deepcopy(model), blocks, 0.3)
             training = script.SFTArguments(**common)
             return script.new_trainer(model, tokenizer, training, Dataset.from_dict(columns), retention=held)
         parts = [random_ids(42 + part, 10, LONGEST // 2, vocabulary)[:42] for part in range(3)]
         pairs = [script.Pair(*of_pair) for of_pair in zip(*parts, strict=True)]
         dataset = script.dataset_of(pairs, [(-200.0, -210.0)] * len(pairs))
-        return script.new_trainer(model, tokenizer, script.DPOArguments(**common), dataset)
+        return script.new_trainer(model, tokenizer, script.DPOArguments(**common), dataset, retention=held)
 
     return make
 

@@ -1,8 +1,10 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from med_model.blocks import PackedBlocks
-from med_model.retention import Retention, linear_kl
+from med_model.retention import Retaining, Retention, linear_kl
 
 
 def test_the_divergence_and_its_gradient_are_those_of_a_direct_computation():
@@ -61,3 +63,27 @@ def test_the_weight_scales_what_is_paid_and_the_teacher_never_moves(retention, r
     whole.backward()
     assert all(parameter.grad is None for parameter in retention.teacher.parameters())
     assert model.transformer.wte.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("items, share", [(None, 1), (torch.tensor(50), 4)], ids=["mean of a batch", "counted labels"])
+def test_it_joins_the_training_loss_once_a_step_however_the_trainer_divides(retention, random_gpt2, items, share):
+    class Plain:
+        args = SimpleNamespace(gradient_accumulation_steps=4)
+        model = random_gpt2(128)
+
+        def compute_loss(self, model, inputs, return_outputs, num_items_in_batch):
+            return torch.tensor(2.0)
+
+    class Trainer(Retaining, Plain):
+        pass
+
+    trainer = Trainer()
+    with torch.no_grad():
+        trainer.model.transformer.ln_f.bias += 0.5
+    assert trainer.compute_loss(trainer.model.train(), {}, num_items_in_batch=items) == 2
+    trainer.retention = retention
+    torch.manual_seed(0)
+    joined = trainer.compute_loss(trainer.model.train(), {}, num_items_in_batch=items)
+    torch.manual_seed(0)
+    assert joined.item() == pytest.approx(2 + retention.loss(trainer.model).item() / share, rel=1e-5)
+    assert trainer.compute_loss(trainer.model.eval(), {}, num_items_in_batch=items) == 2

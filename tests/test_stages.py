@@ -167,7 +167,9 @@ def test_compare_shows_the_models_side_by_side_and_writes_json(chain, run, tmp_p
     models = ["--base_model", chain.base, "--sft_model", chain.sft, "--final_model", chain.final]
     held = ["--data", paths.HELDOUT_TEXT, chain.rows, chain.pairs, paths.CHOICES, "--max_new_tokens", 8]
     held += ["--prompt", "什么是高血压？"]
-    printed = run(COMPARE, *models, *held, "--json", tmp_path / "all.json")
+    wanted = {"SFT": {"bits_per_byte": [4, 4], "stopped": [-1, 0.5]}, "DPO/final": {"choice_accuracy": [0.5, 0.5]}}
+    (tmp_path / "wanted.yaml").write_text(json.dumps(wanted), encoding="utf-8")
+    printed = run(COMPARE, *models, *held, "--json", tmp_path / "all.json", "--expected", tmp_path / "wanted.yaml")
     result = json.loads((tmp_path / "all.json").read_text(encoding="utf-8"))
     assert list(result["measures"]) == ["预训练/base", "SFT", "DPO/final"]
     for measures in result["measures"].values():
@@ -179,6 +181,23 @@ def test_compare_shows_the_models_side_by_side_and_writes_json(chain, run, tmp_p
         assert change["value"] == pytest.approx(after[name]["value"] - before[name]["value"])
         assert change["low"] <= change["value"] <= change["high"]
     assert "━━ 什么是高血压？" in printed and "at chance: 25.0%" in printed
+    (outside,) = result["outside_expected"]
+    assert outside.startswith("SFT 自行停止/stopped") and outside.endswith("-100.0% ± 50.0%") and outside in printed
+
+
+@pytest.mark.parametrize(
+    "wanted, complaint",
+    [
+        ({"GPT": {"stopped": [1, 0]}}, "GPT maps no measures of 预训练/base, SFT, DPO/final"),
+        ({"SFT": {"stop": [1, 0]}}, "SFT stop, want one of bits_per_byte"),
+        ({"SFT": {"stopped": 1}}, r"SFT stopped: 1, want [value, tolerance]"),
+        ({"SFT": {"stopped": ["all", 0]}}, r"want [value, tolerance]"),
+    ],
+    ids=["model", "measure", "one number", "a word"],
+)
+def test_a_wrong_file_of_expected_values_is_refused_before_the_work(wanted, complaint, run, tmp_path):
+    (tmp_path / "wanted.yaml").write_text(json.dumps(wanted), encoding="utf-8")
+    assert complaint in run(COMPARE, "--expected", tmp_path / "wanted.yaml", code=2)
 
 
 def test_compare_says_which_model_is_missing_and_what_makes_it(chain, run, tmp_path):

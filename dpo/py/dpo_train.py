@@ -32,7 +32,8 @@ from med_model.loss import use_chunked_head
 from med_model.model import choose_precision, load_model, load_tokenizer
 from med_model.preflight import preflight
 from med_model.prompt import CHAT_STOPS, encode_prompt
-from med_model.training import StageArguments, check_output, finish, train
+from med_model.retention import RETENTION_TOKENS, Retaining, Retention, RetentionArguments, new_retention
+from med_model.training import check_output, finish, train
 
 EVALUATED_PAIRS = 400  # while training; the figures at the end are of all held-out pairs
 DRIFT_QUESTIONS = 32  # answered at each evaluation, to see how far the answers move from the SFT model's
@@ -40,7 +41,7 @@ MEASURED_QUESTIONS = 100  # answered at the end, to see whether the model still 
 
 
 @dataclass
-class DataArguments(StageArguments):
+class DataArguments(RetentionArguments):
     input_model: str = str(paths.SFT_MODEL)
     output_model: str = str(paths.FINAL_MODEL)
 
@@ -75,16 +76,21 @@ class DPOArguments(DPOConfig):
     include_num_input_tokens_seen: str = "non_padding"  # for the speed shown
     activation_checkpointing: bool | None = False  # saves memory that a model this small does not need
     precompute_ref_log_probs: bool = True  # the reference is run once, before training
+    disable_dropout: bool = False  # TRL's default; without dropout the known wordings win over the unseen ones
     bf16: bool | None = None  # where the device multiplies in it
     dataloader_pin_memory: bool = torch.cuda.is_available()
+    dropout: float = field(default=0.1, metadata={"help": "Dropout while training; the answers known stay known."})
 
     def __post_init__(self):
         choose_precision(self)
         super().__post_init__()
 
 
-class ReadyDPOTrainer(DPOTrainer):
-    """TRL's trainer on pairs that are rendered already, with the reference's log-probabilities in their columns."""
+class ReadyDPOTrainer(Retaining, DPOTrainer):
+    """TRL's trainer on pairs that are rendered already, with the reference's log-probabilities in their columns.
+
+    The divergence from the SFT model on plain text is added to its training loss.
+    """
 
     def _prepare_dataset(self, dataset, *args, **kwargs):
         return dataset
@@ -150,6 +156,7 @@ def new_trainer(
     training: DPOArguments,
     train_dataset: Dataset,
     eval_dataset: Dataset | None = None,
+    retention: Retention | None = None,
 ) -> ReadyDPOTrainer:
     """TRL's trainer with the chunked head, on pairs made by `dataset_of`; the benchmark makes its own here too."""
     trainer = ReadyDPOTrainer(
@@ -159,6 +166,7 @@ def new_trainer(
         eval_dataset=eval_dataset,
         processing_class=tokenizer,
     )
+    trainer.retention = retention
     use_chunked_head(model)
     return trainer
 
@@ -184,13 +192,14 @@ def main() -> None:
     )
 
     set_seed(training.seed)
-    model, _ = load_model(stage.input_model)
+    model, _ = load_model(stage.input_model, training.dropout)
     if training.max_length > model.config.n_positions:
         raise UserError(f"--max_length {training.max_length}: the model has {model.config.n_positions} positions")
     reference = reference_scores(model.to(training.device), pairs + heldout, training)
     train_dataset = dataset_of(pairs, reference[: len(pairs)])
     eval_dataset = dataset_of(heldout, reference[len(pairs) :])
-    trainer = new_trainer(model, tokenizer, training, train_dataset, eval_dataset)
+    retention = new_retention(stage, tokenizer, training.device)
+    trainer = new_trainer(model, tokenizer, training, train_dataset, eval_dataset, retention)
     lengths = [[len(pair.prompt_ids) + len(ids) for ids in pair[1:]] for pair in (*pairs, *heldout)]
     preflight(
         trainer,
@@ -198,6 +207,7 @@ def main() -> None:
         tokens=sum(map(sum, lengths[: len(pairs)])),
         longest=max(map(max, lengths)),
         heldout_tokens=sum(map(sum, lengths[len(pairs) :])),
+        beside=RETENTION_TOKENS if retention else 0,
         checkpoint=checkpoint,
     )
     if stage.dry_run:

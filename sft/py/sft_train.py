@@ -17,7 +17,6 @@ from trl import SFTConfig, SFTTrainer
 
 from med_model import paths
 from med_model.answers import Question
-from med_model.blocks import PackedBlocks
 from med_model.command import UserError, parse, run
 from med_model.data import Message, conversation_of, document_of, read_all, read_split
 from med_model.evaluate import Heldout, evaluate
@@ -27,28 +26,16 @@ from med_model.model import choose_precision, load_model, load_tokenizer
 from med_model.optimizer import MUON_HELP, optimizers_for
 from med_model.preflight import preflight
 from med_model.prompt import CHAT_STOPS, IGNORE, Example, training_example
-from med_model.retention import Retention
-from med_model.training import StageArguments, check_output, finish, train
+from med_model.retention import RETENTION_TOKENS, Retaining, Retention, RetentionArguments, new_retention
+from med_model.training import check_output, finish, train
 
-RETENTION_TOKENS = 256  # of plain text beside each batch of rows
 MEASURED_QUESTIONS = 100  # answered at the end, to see whether the model stops and repeats itself
 
 
 @dataclass
-class DataArguments(StageArguments):
+class DataArguments(RetentionArguments):
     input_model: str = str(paths.BASE_MODEL)
     output_model: str = str(paths.SFT_MODEL)
-    text: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Plain text on which the model shall go on predicting as the base model does (default: the "
-            "bundled pre-training text; best is what the base model was trained on)."
-        },
-    )
-    retention: float = field(
-        default=0.1,
-        metadata={"help": "Weight of that against the answers; 0 leaves it out, and the model unlearns the language."},
-    )
 
 
 @dataclass
@@ -111,17 +98,8 @@ def encode(
     return Dataset.from_dict({key: [getattr(example, key) for example in kept] for key in Example._fields[:2]})
 
 
-class RetainingSFTTrainer(SFTTrainer):
+class RetainingSFTTrainer(Retaining, SFTTrainer):
     """TRL's trainer, with the divergence from the base model on plain text added to its training loss."""
-
-    retention: Retention | None = None
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        # Asked for outputs TRL would run the model once more; training never asks.
-        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if self.retention and model.training:
-            result = result + self.retention.loss(self.model) / self.args.gradient_accumulation_steps
-        return result
 
 
 def new_trainer(
@@ -173,12 +151,7 @@ def main() -> None:
     model, _ = load_model(stage.input_model, training.dropout)
     if training.max_length > model.config.n_positions:
         raise UserError(f"--max_length {training.max_length}: the model has {model.config.n_positions} positions")
-    retention = None
-    if stage.retention:
-        text = read_all(stage.text or [paths.PRETRAINING_DATA], document_of)
-        blocks = PackedBlocks(tokenizer, text, RETENTION_TOKENS)
-        teacher, _ = load_model(stage.input_model)
-        retention = Retention(teacher.to(training.device), blocks, stage.retention)
+    retention = new_retention(stage, tokenizer, training.device)
     trainer = new_trainer(model, tokenizer, training, train_dataset, eval_dataset, retention)
     preflight(
         trainer,
