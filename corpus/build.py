@@ -35,7 +35,7 @@ EXAM, CHOICES = "sft/dataset/exam.jsonl", "sft/dataset/choices.jsonl"
 EXAM_ROWS = 100
 SIDES = ("asked", "read", "unread")
 WORDINGS = 6  # of a question, in training files
-HELDOUT_WORDINGS = 4  # of a question of a held-out topic: one for each of its pairs
+HELDOUT_WORDINGS = 4  # of a question in held-out pairs
 
 # Traditional forms of everyday characters: one of them in the text means a slip of the input method.
 TRADITIONAL = set(
@@ -257,6 +257,7 @@ def pairs_of(
 
     Bad answers are made from `answers` (by side, then by topic) and `vague` sentences of the question's own side: what
     a held-out pair holds is in no training row, and whether an answer is known does not tell the good from the bad.
+    A question asked has a pair for each of its wordings, so that the loss on good answers practises them all.
     """
     result = []
     # Longer than the good answer and shorter by turns within each flaw, so that length does not give the flaw away.
@@ -267,11 +268,12 @@ def pairs_of(
         siblings = [text for text in answers[side][topic["topic"]] if text != answer]
         says_nothing = vague["training" if side == "asked" else "held_out"]
         rejections = [(question["rejected"]["flaw"], question["rejected"]["text"])]
-        for flaw in ("other_topic", COMPOSED_FLAWS[1 + number % 3], COMPOSED_FLAWS[1 + (number + 1) % 3]):
+        for flaw in ("other_topic", *(COMPOSED_FLAWS[1 + (number + turn) % 3] for turn in range(3)), "other_topic"):
             others = elsewhere if flaw == "other_topic" else siblings or elsewhere
             rejections.append((flaw, composed_rejection(flaw, answer, others, says_nothing, next(longer[flaw]), rng)))
         pairs = []
-        for wording, (flaw, text) in zip(question["wordings"], rejections, strict=False):
+        wordings = question["wordings"][: WORDINGS if side == "asked" else HELDOUT_WORDINGS]
+        for wording, (flaw, text) in zip(wordings, rejections, strict=False):
             row = {"question": wording, "response_chosen": answer, "response_rejected": text}
             pairs.append({**row, "flaw": flaw, "topic": topic["topic"]})
         result.append(pairs)

@@ -44,6 +44,7 @@ MEASURED_QUESTIONS = 100  # answered at the end, to see whether the model still 
 class DataArguments(RetentionArguments):
     input_model: str = str(paths.SFT_MODEL)
     output_model: str = str(paths.FINAL_MODEL)
+    retention: float = 2.0  # the losses on pairs are steeper than SFT's
 
 
 @dataclass
@@ -54,8 +55,8 @@ class DPOArguments(DPOConfig):
     num_train_epochs: float = 1.0
     per_device_train_batch_size: int = 8  # pairs
     per_device_eval_batch_size: int = 16
-    learning_rate: float = 5e-5  # 1e-4 cost 6.5 points of key-fact recall: docs/recipes.md
-    beta: float = 0.02  # an answer's log-probability is a sum of some 60: a margin of tens of nats is wanted
+    learning_rate: float = 2e-4  # this and the next are the choice of docs/recipes.md
+    beta: float = 0.005  # an answer's log-probability is a sum of some 60: a margin of a hundred nats is wanted
     lr_scheduler_type: str = "cosine"
     warmup_steps: float = 0.1  # below 1: a share of all steps, here and in the next two
     eval_strategy: str = "steps"
@@ -69,7 +70,7 @@ class DPOArguments(DPOConfig):
     metric_for_best_model: str | None = "rewards/accuracies"  # of the held-out pairs; what DPO is for
     report_to: str = "none"
     loss_type: list[str] = field(default_factory=lambda: ["sigmoid", "sft"])  # the second keeps the good answer likely
-    loss_weights: list[float] | None = field(default_factory=lambda: [1.0, 4.0])
+    loss_weights: list[float] | None = field(default_factory=lambda: [1.0, 1.0])
     max_length: int | None = 512  # the model's positions
     train_sampling_strategy: str = "group_by_length"  # pairs of like length share a batch: little padding
     remove_unused_columns: bool = False  # the `length` that they are grouped by is no input of the model
@@ -79,7 +80,9 @@ class DPOArguments(DPOConfig):
     disable_dropout: bool = False  # TRL's default; without dropout the known wordings win over the unseen ones
     bf16: bool | None = None  # where the device multiplies in it
     dataloader_pin_memory: bool = torch.cuda.is_available()
-    dropout: float = field(default=0.1, metadata={"help": "Dropout while training; the answers known stay known."})
+    dropout: float = field(
+        default=0.1, metadata={"help": "Dropout while training: without it known wordings win over unseen ones."}
+    )
 
     def __post_init__(self):
         choose_precision(self)
