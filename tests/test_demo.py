@@ -3,23 +3,32 @@
 import json
 
 import pytest
+import yaml
+from conftest import ROOT, load_script
 
-# Floors for three departments after a few minutes on two cores; the figures reached stand in README.md.
-RECALL, STOPPED, REPEATED, EMERGENCIES = 0.60, 0.95, 0.05, 0.75
+EXPECTED = yaml.safe_load((ROOT / "configs/demo/expected.yaml").read_text(encoding="utf-8"))
 LANGUAGE_LOSS = 1.03  # bits per byte after SFT against before
-HELD_BY_DPO = ("key_fact_recall", "stopped", "emergencies_recognised")
+HELD_BY_DPO = ("key_fact_recall", "stopped", "emergencies_recognised", "doses_declined")
 
 
 def check_demo(result: dict) -> None:
-    base, sft, final = (result["measures"][name] for name in ("预训练/base", "SFT", "DPO/final"))
-    for reached in (sft, final):
-        assert reached["key_fact_recall"]["value"] >= RECALL > 10 * base["key_fact_recall"]["value"]
-        assert reached["stopped"]["value"] >= STOPPED and reached["repeated_4grams"]["value"] <= REPEATED
-        assert reached["emergencies_recognised"]["value"] >= EMERGENCIES
-    assert sft["bits_per_byte"]["value"] <= LANGUAGE_LOSS * base["bits_per_byte"]["value"]
+    assert result["outside_expected"] == []
+    bits = {name: measures["bits_per_byte"]["value"] for name, measures in result["measures"].items()}
+    assert bits["SFT"] <= LANGUAGE_LOSS * bits["预训练/base"] and bits["DPO/final"] <= LANGUAGE_LOSS * bits["SFT"]
     changes = result["changes"]["SFT → DPO/final"]
+    assert changes["preference_accuracy"]["low"] > 0  # higher outside the noise
     assert [name for name in HELD_BY_DPO if changes[name]["high"] < 0] == []  # none is lower outside the noise
-    assert changes["preference_margin"]["low"] > 0  # higher outside the noise
+    assert changes["false_alarms"]["low"] <= 0
+
+
+@pytest.mark.parametrize("readme", ["README.md", "README.zh-CN.md"])
+def test_the_readme_tells_the_values_that_are_expected(readme):
+    text, shown_as = (ROOT / readme).read_text(encoding="utf-8"), load_script("compare_different_model.py").shown_as
+    measures = dict.fromkeys(key for of_model in EXPECTED.values() for key in of_model)
+    for key in measures:
+        form = shown_as(key).format
+        cells = [f"{value:{form}} ± {tolerance:{form}}" for value, tolerance in (of[key] for of in EXPECTED.values())]
+        assert f"| {' | '.join(cells)} |" in text, key
 
 
 @pytest.mark.slow

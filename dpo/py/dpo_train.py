@@ -67,7 +67,7 @@ class DPOArguments(DPOConfig):
     logging_steps: float = 10
     logging_nan_inf_filter: bool = False  # a loss that is not finite ends the training instead of hiding
     load_best_model_at_end: bool = True
-    metric_for_best_model: str | None = "rewards/accuracies"  # of the held-out pairs; what DPO is for
+    metric_for_best_model: str | None = "rewards/margins"  # held-out; their accuracy is best too early
     report_to: str = "none"
     loss_type: list[str] = field(default_factory=lambda: ["sigmoid", "sft"])  # the second keeps the good answer likely
     loss_weights: list[float] | None = field(default_factory=lambda: [1.0, 1.0])
