@@ -260,10 +260,14 @@ def test_the_memory_estimated_grows_with_the_batch_and_holds_the_process(new_tra
     assert estimate("sft", beside=64) > estimate("sft") > plain  # TRL's loss keeps probabilities
     sizes = [estimate("sft", longest=longest) for longest in (64, 128, 192)]
     assert sizes[2] - sizes[1] > sizes[1] - sizes[0]  # attention with dropout, on a CPU
-    # Its batch holds both answers, and its dropout is off.
-    both = estimate("dpo", per_device_train_batch_size=8) - estimate("dpo", per_device_train_batch_size=4)
-    one = estimate("sft", per_device_train_batch_size=8) - estimate("sft", per_device_train_batch_size=4)
-    assert 1 < both / one < 2
+
+    def four_more(stage: str, **options) -> int:
+        return estimate(stage, per_device_train_batch_size=8, **options) - estimate(
+            stage, per_device_train_batch_size=4, **options
+        )
+
+    assert four_more("dpo") == 2 * four_more("sft")  # its batch holds both answers
+    assert 1 < four_more("dpo", disable_dropout=True) / four_more("sft") < 2
 
 
 def lines_of(capsys) -> list[str]:
