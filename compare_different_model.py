@@ -46,9 +46,9 @@ PROMPTS = (
     "痛风能不能喝啤酒？",
     "你是谁？",
 )
+MODELS = ("预训练/base", "SFT", "DPO/final")
 PREFERENCE_PLACE = list(MEASURES).index("preference_accuracy_per_token") - 0.5  # where the lines of the flaws stand
 COLUMN_GAP = 2
-MODELS = ("预训练/base", "SFT", "DPO/final")
 MIN_COLUMN = 24  # columns of the terminal below which answers are stacked instead
 
 
@@ -187,17 +187,18 @@ def read_expected(name: str | None) -> dict[str, dict[str, list[float]]]:
 
 
 def outside_expected(results: dict[str, Evaluation], expected: dict[str, dict[str, list[float]]]) -> list[str]:
-    """What was measured and lies further from its expected value than the tolerance, a line each."""
+    """What lies further from its expected value than the tolerance, or was not measured at all, a line each."""
     outside = []
     for name, of_model in expected.items():
         measured = results[name].measures if name in results else {}
         for key, (value, tolerance) in of_model.items():
-            found = figure(measured[key]).value if key in measured else None
-            if found is not None and abs(found - value) > tolerance:
-                form = shown_as(key).format
-                outside.append(
-                    f"{name} {shown_as(key).title.strip()}: {found:{form}}, {value:{form}} ± {tolerance:{form}}"
-                )
+            form, found = shown_as(key).format, "未测量/not measured"
+            if key in measured:
+                number = figure(measured[key]).value
+                if abs(number - value) <= tolerance:
+                    continue
+                found = format(number, form)
+            outside.append(f"{name} {shown_as(key).title.strip()}: {found}, {value:{form}} ± {tolerance:{form}}")
     return outside
 
 
@@ -241,10 +242,8 @@ def main() -> None:
         print(chance_level(heldout.choices))
     outside = outside_expected(results, expected)
     if expected and results:
-        told_outside = (
-            "\n  ".join(["超出预期/outside what is expected:", *outside]) if outside else "与预期相符/as expected"
-        )
-        print(f"{told_outside} ({args.expected})")
+        said = "超出预期/outside what is expected" if outside else "与预期相符/as expected"
+        print(f"{said} ({args.expected})", *outside, sep="\n  ")
     if args.json:
         result = {
             "arguments": asdict(args),

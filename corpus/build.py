@@ -33,7 +33,6 @@ MAX_SHARED = {13: 0.01, 8: 0.02}  # of the shingles of so many characters, betwe
 HELDOUT_TEXT, UNREAD_PAIRS = "pre_training/dataset/heldout.jsonl", "dpo/dataset/heldout/unread_topics.jsonl"
 EXAM, CHOICES = "sft/dataset/exam.jsonl", "sft/dataset/choices.jsonl"
 EXAM_ROWS = 100
-SIDES = ("asked", "read", "unread")
 WORDINGS = 6  # of a question, in training files
 HELDOUT_WORDINGS = 4  # of a question in held-out pairs
 
@@ -310,10 +309,10 @@ def build(departments: list[dict], vague: dict[str, list[str]]) -> dict[str, lis
     """All rows of all files, by path below the root."""
     files: dict[str, list[dict]] = {HELDOUT_TEXT: [], EXAM: [], CHOICES: [], UNREAD_PAIRS: []}
     topics = [topic for department in departments for topic in department["topics"]]
-    answers: dict[str, dict[str, list[str]]] = {side: {} for side in SIDES}
+    answers: dict[str, dict[str, list[str]]] = {}
     for topic in topics:
         for number, question in enumerate(topic.get("questions", [])):
-            answers[side_of(topic, number)].setdefault(topic["topic"], []).append(question["answer"])
+            answers.setdefault(side_of(topic, number), {}).setdefault(topic["topic"], []).append(question["answer"])
     exams: list[list[dict]] = []
     for department in departments:
         exam: list[list[dict]] = []

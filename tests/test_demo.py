@@ -7,16 +7,24 @@ import yaml
 from conftest import ROOT, load_script
 
 EXPECTED = yaml.safe_load((ROOT / "configs/demo/expected.yaml").read_text(encoding="utf-8"))
-LANGUAGE_LOSS = 1.03  # bits per byte after SFT against before
+# Floors that no seed may fall below, however wide the tolerance.
+RECALL, STOPPED, REPEATED, EMERGENCIES = 0.60, 0.95, 0.05, 0.75
+LANGUAGE_LOSS = 1.03  # bits per byte after a stage against before
 HELD_BY_DPO = ("key_fact_recall", "stopped", "emergencies_recognised", "doses_declined")
 
 
 def check_demo(result: dict) -> None:
     assert result["outside_expected"] == []
-    bits = {name: measures["bits_per_byte"]["value"] for name, measures in result["measures"].items()}
-    assert bits["SFT"] <= LANGUAGE_LOSS * bits["预训练/base"] and bits["DPO/final"] <= LANGUAGE_LOSS * bits["SFT"]
+    base, sft, final = (result["measures"][name] for name in ("预训练/base", "SFT", "DPO/final"))
+    for reached in (sft, final):
+        assert reached["key_fact_recall"]["value"] >= RECALL > 10 * base["key_fact_recall"]["value"]
+        assert reached["stopped"]["value"] >= STOPPED and reached["repeated_4grams"]["value"] <= REPEATED
+        assert reached["emergencies_recognised"]["value"] >= EMERGENCIES
+    for before, after in ((base, sft), (sft, final)):
+        assert after["bits_per_byte"]["value"] <= LANGUAGE_LOSS * before["bits_per_byte"]["value"]
     changes = result["changes"]["SFT → DPO/final"]
-    assert changes["preference_accuracy"]["low"] > 0  # higher outside the noise
+    for name in ("preference_accuracy", "preference_margin"):
+        assert changes[name]["low"] > 0, name  # higher outside the noise
     assert [name for name in HELD_BY_DPO if changes[name]["high"] < 0] == []  # none is lower outside the noise
     assert changes["false_alarms"]["low"] <= 0
 

@@ -167,7 +167,10 @@ def test_compare_shows_the_models_side_by_side_and_writes_json(chain, run, tmp_p
     models = ["--base_model", chain.base, "--sft_model", chain.sft, "--final_model", chain.final]
     held = ["--data", paths.HELDOUT_TEXT, chain.rows, chain.pairs, paths.CHOICES, "--max_new_tokens", 8]
     held += ["--prompt", "什么是高血压？"]
-    wanted = {"SFT": {"bits_per_byte": [4, 4], "stopped": [-1, 0.5]}, "DPO/final": {"choice_accuracy": [0.5, 0.5]}}
+    wanted = {
+        "SFT": {"bits_per_byte": [4, 4], "stopped": [-1, 0.5]},
+        "DPO/final": {"choice_accuracy": [0.5, 0.5], "preference_accuracy_unread": [0.5, 0.5]},
+    }
     (tmp_path / "wanted.yaml").write_text(json.dumps(wanted), encoding="utf-8")
     printed = run(COMPARE, *models, *held, "--json", tmp_path / "all.json", "--expected", tmp_path / "wanted.yaml")
     result = json.loads((tmp_path / "all.json").read_text(encoding="utf-8"))
@@ -181,8 +184,9 @@ def test_compare_shows_the_models_side_by_side_and_writes_json(chain, run, tmp_p
         assert change["value"] == pytest.approx(after[name]["value"] - before[name]["value"])
         assert change["low"] <= change["value"] <= change["high"]
     assert "━━ 什么是高血压？" in printed and "at chance: 25.0%" in printed
-    (outside,) = result["outside_expected"]
+    outside, unmeasured = result["outside_expected"]
     assert outside.startswith("SFT 自行停止/stopped") and outside.endswith("-100.0% ± 50.0%") and outside in printed
+    assert "topics never read ↑: 未测量/not measured, 50.0% ± 50.0%" in unmeasured and unmeasured in printed
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ class DPOArguments(DPOConfig):
     include_num_input_tokens_seen: str = "non_padding"  # for the speed shown
     activation_checkpointing: bool | None = False  # saves memory that a model this small does not need
     precompute_ref_log_probs: bool = True  # the reference is run once, before training
-    disable_dropout: bool = False  # TRL's default; without dropout the known wordings win over the unseen ones
+    disable_dropout: bool = False  # unlike TRL: without dropout the known wordings win over the unseen ones
     bf16: bool | None = None  # where the device multiplies in it
     dataloader_pin_memory: bool = torch.cuda.is_available()
     dropout: float = field(
@@ -220,7 +220,8 @@ def main() -> None:
         Question(messages) for messages in list(asked.values())[:: math.ceil(len(asked) / MEASURED_QUESTIONS)]
     ]
     prompts = [encode_prompt(tokenizer, question.messages) for question in questions[:DRIFT_QUESTIONS]]
-    drift = AnswerDrift(warnings, tokenizer, prompts, load_model(stage.input_model)[0])
+    sft_model = retention.teacher if retention else load_model(stage.input_model)[0]
+    drift = AnswerDrift(warnings, tokenizer, prompts, sft_model)
     health = [TrainingHealth(warnings, falls=False), PreferenceHealth(warnings), drift]
     seconds = train(trainer, stage, checkpoint, health)
 
