@@ -33,7 +33,7 @@ SPIKE = 10  # times the median (3.6 at most)
 SPIKE_LOGS = 50  # that the median is of: over a whole run the norm drifts
 FLAT_AFTER = 1 / 3  # of all steps: the learning rate has passed its peak
 FLAT_MARGIN = 0.02  # the sigmoid loss is then within 0.01 of ln 2, a coin's (0.10 at least)
-CHOSEN_FALL = -0.5  # 5 nats at a beta of 0.1, 25 at 0.02 (-0.03)
+CHOSEN_FALL = -25  # nats an answer, which is the reward over beta: a beta of any size means the same (-8)
 ANSWER_TOKENS = 200  # as the stages measure answers
 LENGTH_DRIFT = 0.25  # of the length at the start (0.02)
 MAX_KL = 0.5  # nats a token: each is 1.6 times likelier than under the reference (0.04)
@@ -190,7 +190,7 @@ class PreferenceHealth(TrainerCallback):
     """Rewards of DPO, which are beta times the log-ratio of policy and reference.
 
     A flat margin is looked for on the held-out pairs too. A chosen answer that falls is not: held-out answers are new
-    text, less likely after DPO also where all is well (rewards/chosen -1.3 held out, 0.0 in training).
+    text, less likely after DPO also where all is well (rewards/chosen -1.0 held out, 0.0 in training).
     """
 
     # A log of the training is of few pairs, one of an evaluation of all the held-out ones.
@@ -218,12 +218,13 @@ class PreferenceHealth(TrainerCallback):
 
     def _check_chosen(self, args: DPOConfig, state: TrainerState) -> None:
         chosen, rejected = (_logged(state, f"rewards/{kind}") for kind in ("chosen", "rejected"))
-        if len(chosen) >= SMOOTHED and _recent(chosen) < CHOSEN_FALL and _recent(rejected) < 0:
+        if len(chosen) >= SMOOTHED and _recent(chosen) < CHOSEN_FALL * args.beta and _recent(rejected) < 0:
             weights = zip(args.loss_type, args.loss_weights or [1] * len(args.loss_type), strict=True)
             self.warnings.tell(
                 "chosen falls",
-                f"好答案也在变差/step {state.global_step}: rewards/chosen {_recent(chosen):.2f} falls with "
-                f"rewards/rejected {_recent(rejected):.2f}: keep sft in --loss_type, raise its part of --loss_weights "
+                f"好答案也在变差/step {state.global_step}: rewards/chosen {_recent(chosen):.2f} "
+                f"({_recent(chosen) / args.beta:.0f} nats an answer) falls with rewards/rejected "
+                f"{_recent(rejected):.2f}: keep sft in --loss_type, raise its part of --loss_weights "
                 f"(now {', '.join(f'{name} {weight:g}' for name, weight in weights)}), lower --learning_rate",
             )
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from med_model import paths
 from med_model.blocks import PackedBlocks
+from med_model.command import UserError
 from med_model.data import document_of, read_all
 from med_model.loss import chunk_tokens, compute_dtype
 from med_model.model import load_model
@@ -37,6 +38,17 @@ class RetentionArguments(StageArguments):
         default=0.1,
         metadata={"help": "Weight of that in the loss; 0 leaves it out, and the model unlearns the language."},
     )
+    retention_temperature: float = field(
+        default=1.0,
+        metadata={"help": "What is held is softened by it: above 1 the model becomes less sure of the next token."},
+    )
+
+    def __post_init__(self):
+        if self.retention_temperature <= 0:
+            raise UserError(
+                f"温度须大于零/--retention_temperature {self.retention_temperature:g}: give more than 0 (1 holds the "
+                "predictions as they were)"
+            )
 
 
 class _LinearKL(torch.autograd.Function):
@@ -80,8 +92,9 @@ def linear_kl(hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_we
 class Retention:
     """The divergence of a model from its teacher on plain text, a block drawn at random each time."""
 
-    def __init__(self, teacher: PreTrainedModel, blocks: PackedBlocks, weight: float):
-        self.teacher, self.blocks, self.weight = teacher.eval().requires_grad_(False), blocks, weight
+    def __init__(self, teacher: PreTrainedModel, blocks: PackedBlocks, weight: float, temperature: float = 1.0):
+        self.teacher, self.blocks = teacher.eval().requires_grad_(False), blocks
+        self.weight, self.temperature = weight, temperature
 
     def loss(self, model: PreTrainedModel) -> Tensor:
         """The weighted divergence on a block, which torch's random numbers choose, so that a resumed run agrees."""
@@ -94,7 +107,8 @@ class Retention:
         with torch.no_grad():
             teacher_hidden = self.teacher.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[0]
         table, teacher_table = (of.get_output_embeddings().weight for of in (model, self.teacher))
-        return self.weight * linear_kl(hidden, table, teacher_hidden, teacher_table)
+        # The head is linear: what is divided here divides the teacher's logits.
+        return self.weight * linear_kl(hidden, table, teacher_hidden / self.temperature, teacher_table)
 
 
 class Retaining:
@@ -120,4 +134,5 @@ def new_retention(
         return None
     text = read_all(stage.text or [paths.PRETRAINING_DATA], document_of)
     teacher, _ = load_model(stage.input_model)
-    return Retention(teacher.to(device), PackedBlocks(tokenizer, text, RETENTION_TOKENS), stage.retention)
+    blocks = PackedBlocks(tokenizer, text, RETENTION_TOKENS)
+    return Retention(teacher.to(device), blocks, stage.retention, stage.retention_temperature)

@@ -132,7 +132,9 @@ def prefer(tokenizer, answering_model, tmp_path):
 def replay(callback, entries: list[dict], max_steps: int, history: tuple = (), **args) -> list[str]:
     """Gives the callback the logs of a run, one a step after those in `history`; what it warned of."""
     state = TrainerState(log_history=[*history], max_steps=max_steps)
-    args = SimpleNamespace(**{"fp16": False, "load_best_model_at_end": False, "learning_rate": 1e-3} | args)
+    args = SimpleNamespace(
+        **{"fp16": False, "load_best_model_at_end": False, "learning_rate": 1e-3, "beta": 0.1} | args
+    )
     for entry in entries:
         state.global_step += 1
         state.log_history.append({**entry, "step": len(state.log_history) + 1})
@@ -425,19 +427,22 @@ def test_an_evaluation_before_the_training_says_nothing_about_it():
 
 
 @pytest.mark.parametrize(
-    ("entries", "told"),
+    ("beta", "entries", "told"),
     [
-        (rewards(-0.6, -2.0, 3), True),
-        (rewards(-0.6, -2.0, 2), False),  # too few
-        (rewards(-0.4, -2.0, 3), False),
-        (rewards(-0.6, 0.1, 3), False),  # they part the wrong way round: not this trouble
-        (rewards(-1.3, -2.0, 3, prefix="eval_"), False),  # held-out pairs are new text: it falls where all is well
+        (0.02, rewards(-0.6, -2.0, 3), True),
+        (0.02, rewards(-0.6, -2.0, 2), False),  # too few
+        (0.02, rewards(-0.4, -2.0, 3), False),
+        (0.02, rewards(-0.6, 0.1, 3), False),  # they part the wrong way round: not this trouble
+        (0.02, rewards(-1.3, -2.0, 3, prefix="eval_"), False),  # held-out pairs are new: it falls in good runs too
+        (0.005, rewards(-0.15, -2.0, 3), True),  # as many nats at a quarter of beta
+        (0.005, rewards(-0.1, -2.0, 3), False),
     ],
 )
-def test_chosen_falls_when_both_rewards_are_down(entries, told):
-    loss = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 4.0]}
+def test_chosen_falls_when_both_rewards_are_down_by_many_nats(beta, entries, told):
+    loss = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 4.0], "beta": beta}
     lines = replay(PreferenceHealth(Warnings()), entries, 1000, **loss)
-    assert bool(lines) == told and all("(now sigmoid 1, sft 4)" in line for line in lines)
+    assert bool(lines) == told
+    assert all("(-30 nats an answer)" in line and "(now sigmoid 1, sft 4)" in line for line in lines)
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from med_model.blocks import PackedBlocks
-from med_model.retention import Retaining, Retention, linear_kl
+from med_model.command import UserError
+from med_model.retention import Retaining, Retention, RetentionArguments, linear_kl
 
 
 def test_the_divergence_and_its_gradient_are_those_of_a_direct_computation():
@@ -63,6 +64,26 @@ def test_the_weight_scales_what_is_paid_and_the_teacher_never_moves(retention, r
     whole.backward()
     assert all(parameter.grad is None for parameter in retention.teacher.parameters())
     assert model.transformer.wte.weight.grad.abs().max() > 0
+
+
+def test_a_softened_teacher_is_one_whose_logits_are_divided(retention, random_gpt2):
+    model = random_gpt2(128)
+    retention.temperature = 2.0
+    torch.manual_seed(0)
+    paid = retention.loss(model)
+    torch.manual_seed(0)
+    block = retention.blocks[int(torch.randint(len(retention.blocks), ()))]["input_ids"]
+    with torch.no_grad():
+        logits = model(block[None]).logits[0]
+    direct = torch.nn.functional.kl_div(
+        logits.log_softmax(-1), (logits / 2).log_softmax(-1), reduction="batchmean", log_target=True
+    )
+    assert paid.item() == pytest.approx(retention.weight * direct.item(), rel=1e-4) and paid.item() > 0.01
+
+
+def test_a_temperature_that_is_not_above_zero_is_refused():
+    with pytest.raises(UserError, match="--retention_temperature 0: "):
+        RetentionArguments(retention_temperature=0)
 
 
 @pytest.mark.parametrize("items, share", [(None, 1), (torch.tensor(50), 4)], ids=["mean of a batch", "counted labels"])
