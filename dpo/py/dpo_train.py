@@ -45,7 +45,6 @@ class DataArguments(RetentionArguments):
     input_model: str = str(paths.SFT_MODEL)
     output_model: str = str(paths.FINAL_MODEL)
     retention: float = 2.0  # the losses on pairs are steeper than SFT's
-    retention_temperature: float = 1.15  # where held-out bits per byte of the demo's SFT model are least
 
 
 @dataclass
