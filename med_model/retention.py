@@ -38,6 +38,10 @@ class RetentionArguments(StageArguments):
         default=0.1,
         metadata={"help": "Weight of that in the loss; 0 leaves it out, and the model unlearns the language."},
     )
+    retention_model: str | None = field(
+        default=None,
+        metadata={"help": "Directory of the model whose predictions are held (default: --input_model)."},
+    )
     retention_temperature: float = field(
         default=1.0,
         metadata={"help": "What is held is softened by it: above 1 the model becomes less sure of the next token."},
@@ -129,10 +133,15 @@ class Retaining:
 def new_retention(
     stage: RetentionArguments, tokenizer: PreTrainedTokenizerBase, device: torch.device
 ) -> Retention | None:
-    """The model that the stage begins with as teacher, on the text that the stage names; None at weight 0."""
+    """The teacher and the text that the stage names; None at weight 0. UserError for a teacher of other tokens."""
     if not stage.retention:
         return None
     text = read_all(stage.text or [paths.PRETRAINING_DATA], document_of)
-    teacher, _ = load_model(stage.input_model)
+    teacher, teacher_tokenizer = load_model(stage.retention_model or stage.input_model)
+    if teacher_tokenizer.get_vocab() != tokenizer.get_vocab():
+        raise UserError(
+            f"词表不同/--retention_model {paths.shown(stage.retention_model)}/ has {len(teacher_tokenizer):,} tokens, "
+            f"{paths.shown(stage.input_model)}/ {len(tokenizer):,}, and not the same: give the model it was made from"
+        )
     blocks = PackedBlocks(tokenizer, text, RETENTION_TOKENS)
     return Retention(teacher.to(device), blocks, stage.retention, stage.retention_temperature)

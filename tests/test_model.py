@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 from med_model import paths
 from med_model.command import UserError
-from med_model.model import load_model, load_tokenizer, publish
+from med_model.model import load_model, load_tokenizer, multiplies_bf16, publish
 from med_model.prompt import END_OF_TEXT, IM_END
 
 LOG_HISTORY = [
@@ -162,3 +162,13 @@ def test_a_model_whose_vocabulary_is_not_the_tokenizers_is_an_error(tokenizer, t
         UserError, match=f"model/: the tokenizer has {len(tokenizer)} tokens, the model {len(tokenizer) + 1}"
     ):
         load_model(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    "units, multiplies",
+    [({"amx_bf16": True}, True), ({"avx512_bf16": True}, True), ({"avx512_f": True, "amx_int8": True}, False)],
+    ids=["AMX", "AVX512_BF16", "neither"],
+)
+def test_a_cpu_computes_in_bfloat16_where_it_has_units_for_it(units, multiplies, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units)
+    assert multiplies_bf16.__wrapped__("cpu") is multiplies
