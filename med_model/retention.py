@@ -4,6 +4,9 @@ Fine-tuning on questions alone ruins what a small model knew of text (docs/recip
 old text beside it is no cure: read more often still, it is learnt by heart. What holds is the distribution of the
 model before (its teacher) over the next token, at every position of a block of old text: the Kullback-Leibler
 divergence from it is added to the loss (Li and Hoiem 2016, "Learning without Forgetting").
+
+DPO also gives back a part of what it changed: between two models of one origin the way is nearly straight, and the
+first steps of it gain more than they cost (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
 """
 
 from dataclasses import dataclass, field
@@ -128,6 +131,13 @@ class Retaining:
             batches = 1 if num_items_in_batch is None else self.args.gradient_accumulation_steps
             result = result + self.retention.loss(self.model) / batches
         return result
+
+
+@torch.no_grad()
+def interpolate(model: PreTrainedModel, start: PreTrainedModel, share: float) -> None:
+    """Leaves in `model` only a share of what its weights are away from those of `start`; 1 changes nothing."""
+    for parameter, before in zip(model.parameters(), start.parameters(), strict=True):
+        parameter.copy_(before.to(parameter.device).lerp(parameter, share))
 
 
 def new_retention(

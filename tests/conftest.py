@@ -86,7 +86,7 @@ def run_module():
 
 @pytest.fixture(scope="session")
 def tokenizer_directory(tmp_path_factory, run_script) -> Path:
-    """A tokenizer of 574 tokens, trained by pre_training/py/train_tokenizer.py on a few lines. For reading only."""
+    """About 500 tokens, trained by pre_training/py/train_tokenizer.py on a few lines. For reading only."""
     folder = tmp_path_factory.mktemp("tokenizer")
     lines = [{"text": "\n".join(f"{disease}{advice}。" for advice in ADVICE)} for disease in DISEASES]
     (folder / "texts.jsonl").write_text(

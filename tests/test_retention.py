@@ -1,11 +1,13 @@
+import copy
 from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import GPT2LMHeadModel
 
 from med_model.blocks import PackedBlocks
 from med_model.command import UserError
-from med_model.retention import Retaining, Retention, RetentionArguments, linear_kl
+from med_model.retention import Retaining, Retention, RetentionArguments, interpolate, linear_kl, new_retention
 
 
 def test_the_divergence_and_its_gradient_are_those_of_a_direct_computation():
@@ -108,3 +110,42 @@ def test_it_joins_the_training_loss_once_a_step_however_the_trainer_divides(rete
     torch.manual_seed(0)
     assert joined.item() == pytest.approx(2 + retention.loss(trainer.model).item() / share, rel=1e-5)
     assert trainer.compute_loss(trainer.model.eval(), {}, num_items_in_batch=items) == 2
+
+
+@pytest.mark.parametrize("share", [0, 0.25, 1])
+def test_a_share_of_the_change_is_left(share, random_gpt2):
+    start, model = random_gpt2(128), random_gpt2(128)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += torch.randn_like(parameter)
+    changed = {name: weights.clone() for name, weights in model.state_dict().items()}
+    interpolate(model, start, share)
+    for name, weights in model.state_dict().items():
+        before = start.state_dict()[name]
+        torch.testing.assert_close(weights, before + share * (changed[name] - before))
+
+
+def test_the_teacher_is_the_named_model_or_else_the_one_the_stage_begins_with(model_directory, tokenizer, tmp_path):
+    (tmp_path / "text.jsonl").write_text('{"text": "%s"}' % ("高血压患者要少盐少油。" * 90), encoding="utf-8")
+    stage = RetentionArguments(text=[str(tmp_path / "text.jsonl")], input_model=str(model_directory))
+    named = GPT2LMHeadModel.from_pretrained(model_directory)
+    with torch.no_grad():
+        named.transformer.ln_f.bias += 1
+    for part in (named, tokenizer):
+        part.save_pretrained(tmp_path / "named")
+    for stage.retention_model, bias in ((None, 0), (str(tmp_path / "named"), 1)):
+        teacher = new_retention(stage, tokenizer, torch.device("cpu")).teacher
+        assert teacher.transformer.ln_f.bias.mean() == bias
+
+
+def test_a_teacher_of_other_tokens_is_refused_with_both_named(model_directory, tokenizer, tmp_path):
+    (tmp_path / "text.jsonl").write_text('{"text": "高血压"}', encoding="utf-8")
+    stage = RetentionArguments(
+        text=[str(tmp_path / "text.jsonl")],
+        input_model=str(tmp_path / "sft"),
+        retention_model=str(model_directory),
+    )
+    other = copy.deepcopy(tokenizer)
+    other.add_tokens(["别的"])
+    with pytest.raises(UserError, match=f"tiny_gpt2/ has {len(tokenizer)} tokens, .*sft/ {len(other)}, and not"):
+        new_retention(stage, other, torch.device("cpu"))

@@ -59,7 +59,7 @@ class Chain:
             *small,
         ]
         self.sft_options = ["--data", self.rows, "--input_model", self.base, *small]
-        self.dpo_options = ["--data", self.pairs, "--input_model", self.sft, *small]
+        self.dpo_options = ["--data", self.pairs, "--input_model", self.sft, "--retention_model", self.base, *small]
 
     def output(self, model: Path) -> list:
         return ["--output_model", model, "--output_dir", self.folder / f"{model.name}_checkpoints"]
@@ -83,6 +83,15 @@ def test_every_stage_publishes_a_plain_hugging_face_directory(chain):
         assert not [name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
         model = AutoModelForCausalLM.from_pretrained(directory)
         assert len(AutoTokenizer.from_pretrained(directory)) == model.config.vocab_size
+
+
+def test_dpo_publishes_a_share_of_what_it_changed(chain):
+    last = chain.folder / "final_checkpoints" / "checkpoint-4"
+    best = json.loads((last / "trainer_state.json").read_text(encoding="utf-8"))["best_model_checkpoint"]
+    sft, trained, final = (load_file(of / "model.safetensors") for of in (chain.sft, Path(best), chain.final))
+    assert any(not torch.equal(sft[name], trained[name]) for name in sft)
+    for name, weights in final.items():
+        torch.testing.assert_close(weights, sft[name] + 0.8 * (trained[name] - sft[name]))
 
 
 def test_metrics_say_what_each_stage_reached(chain):

@@ -32,7 +32,14 @@ from med_model.loss import use_chunked_head
 from med_model.model import choose_precision, load_model, load_tokenizer
 from med_model.preflight import preflight
 from med_model.prompt import CHAT_STOPS, encode_prompt
-from med_model.retention import RETENTION_TOKENS, Retaining, Retention, RetentionArguments, new_retention
+from med_model.retention import (
+    RETENTION_TOKENS,
+    Retaining,
+    Retention,
+    RetentionArguments,
+    interpolate,
+    new_retention,
+)
 from med_model.training import check_output, finish, train
 
 EVALUATED_PAIRS = 400  # while training; the figures at the end are of all held-out pairs
@@ -45,6 +52,11 @@ class DataArguments(RetentionArguments):
     input_model: str = str(paths.SFT_MODEL)
     output_model: str = str(paths.FINAL_MODEL)
     retention: float = 2.0  # the losses on pairs are steeper than SFT's
+    retention_model: str | None = str(paths.BASE_MODEL)  # SFT has lost some of its language: this wins it back
+    interpolation: float = field(
+        default=0.8,
+        metadata={"help": "Published is the SFT model with this share of what DPO changed in its weights; 1: all."},
+    )
 
 
 @dataclass
@@ -220,12 +232,13 @@ def main() -> None:
         Question(messages) for messages in list(asked.values())[:: math.ceil(len(asked) / MEASURED_QUESTIONS)]
     ]
     prompts = [encode_prompt(tokenizer, question.messages) for question in questions[:DRIFT_QUESTIONS]]
-    sft_model = retention.teacher if retention else load_model(stage.input_model)[0]
+    sft_model, _ = load_model(stage.input_model)
     drift = AnswerDrift(warnings, tokenizer, prompts, sft_model)
     health = [TrainingHealth(warnings, falls=False), PreferenceHealth(warnings), drift]
     seconds = train(trainer, stage, checkpoint, health)
 
     model.eval()
+    interpolate(model, sft_model, stage.interpolation)
     measured = Heldout(read_all([paths.HELDOUT_TEXT], document_of), questions, heldout_rows)
     after = trainer.evaluate()
     finish(
