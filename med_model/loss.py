@@ -115,7 +115,7 @@ class _TokenLogProbs(torch.autograd.Function):
         hidden, weight, labels, *kept = ctx.saved_tensors
         rows, table = hidden.to(ctx.dtype), weight.to(ctx.dtype)
         grad_rows = torch.empty_like(rows)
-        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        grad_weight = torch.zeros_like(weight)
         step = chunk_tokens(hidden)
         for start in range(0, len(rows), step):
             part = slice(start, start + step)
@@ -126,8 +126,7 @@ class _TokenLogProbs(torch.autograd.Function):
             scale = -grad_log_probs[part, None].to(table.dtype)
             torch.mm(falling, table, out=grad_rows[part])
             grad_rows[part] *= scale
-            if grad_weight is not None:
-                _add_product(grad_weight, falling.T, rows[part] * scale)
+            _add_product(grad_weight, falling.T, rows[part] * scale)
         return grad_rows.to(hidden.dtype), grad_weight, None
 
 

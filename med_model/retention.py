@@ -67,8 +67,7 @@ class _LinearKL(torch.autograd.Function):
         rows, table = hidden.to(dtype), weight.to(dtype)
         teacher_rows, teacher_table = teacher_hidden.to(dtype), teacher_weight.to(dtype)
         divergence = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        grad_rows = torch.empty_like(rows)
-        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        grad_rows, grad_weight = torch.empty_like(rows), torch.zeros_like(weight)
         for start in range(0, count, step):
             part = slice(start, start + step)
             log_probs = (rows[part] @ table.T).float().log_softmax(-1)  # (chunk, vocab)
@@ -78,8 +77,7 @@ class _LinearKL(torch.autograd.Function):
             # d KL / d logits = softmax - teacher's softmax
             pull = log_probs.exp_().sub_(teacher_probs).div_(count).to(dtype)
             torch.mm(pull, table, out=grad_rows[part])
-            if grad_weight is not None:
-                grad_weight += pull.T @ rows[part]
+            grad_weight += pull.T @ rows[part]
         ctx.save_for_backward(grad_rows, grad_weight)
         ctx.hidden_dtype = hidden.dtype
         return divergence / count
@@ -87,8 +85,7 @@ class _LinearKL(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         grad_rows, grad_weight = ctx.saved_tensors
-        grad_weight = None if grad_weight is None else grad_weight * grad
-        return grad_rows.to(ctx.hidden_dtype) * grad, grad_weight, None, None
+        return grad_rows.to(ctx.hidden_dtype) * grad, grad_weight * grad, None, None
 
 
 def linear_kl(hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor) -> Tensor:

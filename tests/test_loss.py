@@ -103,13 +103,6 @@ def test_token_log_probs_and_their_gradients_are_torchs(head, monkeypatch, kept_
         torch.testing.assert_close(gradient, wanted, atol=1e-5, rtol=0)
 
 
-def test_a_frozen_head_gets_no_gradient_and_what_is_below_it_the_same(head):
-    hidden, weight, labels = head
-    wanted, _ = gradients(token_log_probs(hidden, weight, labels)[0].sum(), hidden, weight)
-    (below,) = gradients(token_log_probs(hidden, weight.detach(), labels)[0].sum(), hidden)
-    torch.testing.assert_close(below, wanted)
-
-
 @pytest.mark.parametrize("num_items_in_batch", [None, torch.tensor(50)])
 def test_a_model_with_the_chunked_head_has_the_stock_loss_and_gradients(model, batch, num_items_in_batch):
     stock = copy.deepcopy(model)

@@ -29,8 +29,6 @@ def test_the_divergence_and_its_gradient_are_those_of_a_direct_computation():
     assert divergence.item() == pytest.approx(direct.item(), rel=1e-5)
     for mine, wanted in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, wanted, rtol=1e-4, atol=1e-6)
-    frozen = linear_kl(hidden, weight.detach(), teacher_hidden, teacher_weight)
-    torch.testing.assert_close(torch.autograd.grad(3 * frozen, hidden)[0], ours[0])
 
 
 @pytest.fixture

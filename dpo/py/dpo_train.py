@@ -53,10 +53,6 @@ class DataArguments(RetentionArguments):
     output_model: str = str(paths.FINAL_MODEL)
     retention: float = 2.0  # the losses on pairs are steeper than SFT's
     retention_model: str | None = str(paths.BASE_MODEL)  # SFT has lost some of its language: this wins it back
-    freeze_embeddings: bool = field(
-        default=True,
-        metadata={"help": "Tune the layers only: which words a question may be asked in is left as SFT taught it."},
-    )
     interpolation: float = field(
         default=0.8,
         metadata={"help": "Published is the SFT model with this share of what DPO changed in its weights; 1: all."},
@@ -212,9 +208,6 @@ def main() -> None:
 
     set_seed(training.seed)
     model, _ = load_model(stage.input_model, training.dropout)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Embedding):
-            module.requires_grad_(not stage.freeze_embeddings)
     if training.max_length > model.config.n_positions:
         raise UserError(f"--max_length {training.max_length}: the model has {model.config.n_positions} positions")
     reference = reference_scores(model.to(training.device), pairs + heldout, training)
