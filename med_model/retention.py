@@ -5,8 +5,8 @@ old text beside it is no cure: read more often still, it is learnt by heart. Wha
 model before (its teacher) over the next token, at every position of a block of old text: the Kullback-Leibler
 divergence from it is added to the loss (Li and Hoiem 2016, "Learning without Forgetting").
 
-DPO also gives back a part of what it changed: between two models of one origin the way is nearly straight, and the
-first steps of it gain more than they cost (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
+DPO also gives back a part of what it changed: on the straight way from the model before to the one after, the first
+steps gain more than they cost (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
 """
 
 from dataclasses import dataclass, field
@@ -134,10 +134,12 @@ class Retaining:
 
 
 @torch.no_grad()
-def interpolate(model: PreTrainedModel, start: PreTrainedModel, share: float) -> None:
-    """Leaves in `model` only a share of what its weights are away from those of `start`; 1 changes nothing."""
+def interpolate(model: PreTrainedModel, start: PreTrainedModel, share: float, embedding_share: float) -> None:
+    """Leaves in `model` only a share of what its layers, and its embeddings, are away from those of `start`."""
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
     for parameter, before in zip(model.parameters(), start.parameters(), strict=True):
-        parameter.copy_(before.to(parameter.device).lerp(parameter, share))
+        left = embedding_share if id(parameter) in embeddings else share
+        parameter.copy_(before.to(parameter.device).lerp(parameter, left))
 
 
 def new_retention(

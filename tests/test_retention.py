@@ -112,17 +112,18 @@ def test_it_joins_the_training_loss_once_a_step_however_the_trainer_divides(rete
     assert trainer.compute_loss(trainer.model.eval(), {}, num_items_in_batch=items) == 2
 
 
-@pytest.mark.parametrize("share", [0, 0.25, 1])
-def test_a_share_of_the_change_is_left(share, random_gpt2):
+@pytest.mark.parametrize("share, embedding_share", [(0.25, 0), (0.5, 0.75), (1, 1)])
+def test_a_share_of_the_change_is_left(share, embedding_share, random_gpt2):
     start, model = random_gpt2(128), random_gpt2(128)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += torch.randn_like(parameter)
     changed = {name: weights.clone() for name, weights in model.state_dict().items()}
-    interpolate(model, start, share)
+    interpolate(model, start, share, embedding_share)
     for name, weights in model.state_dict().items():
         before = start.state_dict()[name]
-        torch.testing.assert_close(weights, before + share * (changed[name] - before))
+        left = embedding_share if name.endswith(("wte.weight", "wpe.weight", "lm_head.weight")) else share
+        torch.testing.assert_close(weights, before + left * (changed[name] - before))
 
 
 def test_the_teacher_is_the_named_model_or_else_the_one_the_stage_begins_with(model_directory, tokenizer, tmp_path):

@@ -89,9 +89,10 @@ def test_dpo_publishes_a_share_of_what_it_changed(chain):
     last = chain.folder / "final_checkpoints" / "checkpoint-4"
     best = json.loads((last / "trainer_state.json").read_text(encoding="utf-8"))["best_model_checkpoint"]
     sft, trained, final = (load_file(of / "model.safetensors") for of in (chain.sft, Path(best), chain.final))
-    assert any(not torch.equal(sft[name], trained[name]) for name in sft)
+    assert all(not torch.equal(sft[name], trained[name]) for name in sft)
     for name, weights in final.items():
-        torch.testing.assert_close(weights, sft[name] + 0.8 * (trained[name] - sft[name]))
+        share = 0 if name in ("transformer.wte.weight", "transformer.wpe.weight") else 0.75
+        torch.testing.assert_close(weights, sft[name] + share * (trained[name] - sft[name]))
 
 
 def test_metrics_say_what_each_stage_reached(chain):
