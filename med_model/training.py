@@ -172,7 +172,8 @@ def finish(
         return
     metrics["measures"] = as_json(print_figures(evaluation))
     args = trainer.args
-    directories = {name: paths.shown(getattr(stage, name)) for name in ("input_model", "output_model")}
+    names = ("input_model", "output_model", "retention_model")
+    directories = {name: paths.shown(directory) for name in names if (directory := getattr(stage, name, None))}
     settings = {
         **asdict(stage),
         **directories,

@@ -1,6 +1,7 @@
 """Direct preference optimization: tune the SFT model on pairs of a good and a bad answer.
 
-Reads  post_model__after_sft/ and preference pairs (default: the bundled dpo/dataset/)
+Reads  post_model__after_sft/, base_model__after_pretraining/ (whose language is held) and preference pairs (default:
+       the bundled dpo/dataset/)
 Writes final_model__after_dpo/ (checkpoints and reference log-probabilities in dpo/py/med_dpo_checkpoints/)
 
     python dpo/py/dpo_train.py
