@@ -1,8 +1,8 @@
 """Fine-tuning without unlearning the language: predictions on plain text are held where they were.
 
 Fine-tuning on questions alone ruins what a small model knew of text (docs/recipes.md has the figures). Training on the
-old text beside it is no cure: read more often still, it is learnt by heart. What holds is the distribution of the
-model before (its teacher) over the next token, at every position of a block of old text: the Kullback-Leibler
+old text beside it is no cure: read more often still, it is learnt by heart. What holds is the distribution of a
+model before (the teacher) over the next token, at every position of a block of old text: the Kullback-Leibler
 divergence from it is added to the loss (Li and Hoiem 2016, "Learning without Forgetting").
 
 DPO also gives back a part of what it changed: on the straight way from the model before to the one after, the first

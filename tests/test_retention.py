@@ -32,6 +32,13 @@ def test_the_divergence_and_its_gradient_are_those_of_a_direct_computation():
 
 
 @pytest.fixture
+def stage(model_directory, tmp_path):
+    """A stage that begins with the tiny model and holds its predictions on a text of its own."""
+    (tmp_path / "text.txt").write_text("高血压患者要少盐少油。" * 90, encoding="utf-8")
+    return RetentionArguments(text=[str(tmp_path / "text.txt")], input_model=str(model_directory))
+
+
+@pytest.fixture
 def retention(random_gpt2, tokenizer):
     blocks = PackedBlocks(tokenizer, ["高血压患者要少盐少油，多吃蔬菜。" * 40], block_tokens=64)
     return Retention(random_gpt2(128), blocks, weight=0.5)
@@ -126,26 +133,20 @@ def test_a_share_of_the_change_is_left(share, embedding_share, random_gpt2):
         torch.testing.assert_close(weights, before + left * (changed[name] - before))
 
 
-def test_the_teacher_is_the_named_model_or_else_the_one_the_stage_begins_with(model_directory, tokenizer, tmp_path):
-    (tmp_path / "text.jsonl").write_text('{"text": "%s"}' % ("高血压患者要少盐少油。" * 90), encoding="utf-8")
-    stage = RetentionArguments(text=[str(tmp_path / "text.jsonl")], input_model=str(model_directory))
-    named = GPT2LMHeadModel.from_pretrained(model_directory)
+def test_the_teacher_is_the_named_model_or_else_the_one_the_stage_begins_with(stage, tokenizer, tmp_path):
+    named = GPT2LMHeadModel.from_pretrained(stage.input_model)
     with torch.no_grad():
         named.transformer.ln_f.bias += 1
     for part in (named, tokenizer):
         part.save_pretrained(tmp_path / "named")
-    for stage.retention_model, bias in ((None, 0), (str(tmp_path / "named"), 1)):
+    for directory, bias in ((None, 0), (str(tmp_path / "named"), 1)):
+        stage.retention_model = directory
         teacher = new_retention(stage, tokenizer, torch.device("cpu")).teacher
         assert teacher.transformer.ln_f.bias.mean() == bias
 
 
-def test_a_teacher_of_other_tokens_is_refused_with_both_named(model_directory, tokenizer, tmp_path):
-    (tmp_path / "text.jsonl").write_text('{"text": "高血压"}', encoding="utf-8")
-    stage = RetentionArguments(
-        text=[str(tmp_path / "text.jsonl")],
-        input_model=str(tmp_path / "sft"),
-        retention_model=str(model_directory),
-    )
+def test_a_teacher_of_other_tokens_is_refused_with_both_named(stage, tokenizer, tmp_path):
+    stage.retention_model, stage.input_model = stage.input_model, str(tmp_path / "sft")
     other = copy.deepcopy(tokenizer)
     other.add_tokens(["别的"])
     with pytest.raises(UserError, match=f"tiny_gpt2/ has {len(tokenizer)} tokens, .*sft/ {len(other)}, and not"):
