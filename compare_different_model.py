@@ -19,10 +19,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from med_model import paths
-from med_model.answers import Question, answer_questions
-from med_model.command import UserError, check_json_target, parse, read_yaml, run, write_json
-from med_model.data import Message, conversation_of, find_files, read_all
-from med_model.evaluate import (
+from med_model.command import parse, run
+from med_model.data.prompt import BASE_STOPS, CHAT_STOPS
+from med_model.data.records import Message, conversation_of
+from med_model.data.sources import find_files
+from med_model.data.split import read_all
+from med_model.errors import UserError
+from med_model.files import check_json_target, read_yaml, write_json
+from med_model.generation.sampling import greedy
+from med_model.measures.answers import Question, answer_questions
+from med_model.measures.evaluate import (
     BUNDLED,
     MAX_NEW_TOKENS,
     MEASURES,
@@ -34,9 +40,9 @@ from med_model.evaluate import (
     shown_as,
     told,
 )
-from med_model.interval import Figure, difference, figure, outside_noise
-from med_model.model import NOTICE, greedy, load_model, pick_device
-from med_model.prompt import BASE_STOPS, CHAT_STOPS
+from med_model.measures.interval import Figure, difference, figure, outside_noise
+from med_model.model.device import pick_device
+from med_model.model.directory import NOTICE, load_model
 
 PROMPTS = (
     "血压多高算高血压？",

@@ -25,9 +25,9 @@ from transformers import (
     set_seed,
 )
 
-from med_model.likelihood import bits_per_byte, question_ids
-from med_model.model import sampling_defaults
-from med_model.prompt import CHAT_STOPS
+from med_model.data.prompt import CHAT_STOPS, question_ids
+from med_model.measures.likelihood import bits_per_byte
+from med_model.model.directory import sampling_defaults
 
 REFERENCE_BATCH, BLOCK_TOKENS = 4, 512
 QUIET = {"report_to": "none", "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True, "use_cpu": True}

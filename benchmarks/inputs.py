@@ -10,8 +10,9 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from med_model import paths
-from med_model.command import UserError
-from med_model.data import Message, conversation_of, document_of, preference_of, read_all, read_split
+from med_model.data.records import Message, conversation_of, document_of, preference_of
+from med_model.data.split import read_all, read_split
+from med_model.errors import UserError
 
 SEED = 42
 

@@ -8,11 +8,11 @@ from engines import BLOCK_TOKENS, QUIET, Clock, Engine, Measured, pretrained, ti
 from inputs import SEED, Inputs, stage
 from transformers import AutoModelForCausalLM, Trainer
 
-from med_model.blocks import PackedBlocks
-from med_model.generate import generate_answers, generate_ids
-from med_model.health import Warnings
-from med_model.loss import CHUNK_TOKENS
-from med_model.memory import keep_freed_memory
+from med_model.allocator import keep_freed_memory
+from med_model.data.blocks import PackedBlocks
+from med_model.generation.sampling import generate_answers, generate_ids
+from med_model.model.head import CHUNK_TOKENS
+from med_model.training.health import Warnings
 
 UNWATCHED = {**QUIET, "eval_strategy": "no", "load_best_model_at_end": False}
 

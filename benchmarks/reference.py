@@ -23,8 +23,8 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import DataCollatorForLanguageModeling, GenerationConfig, Trainer, TrainingArguments
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from med_model.blocks import PackedBlocks
-from med_model.prompt import END_OF_TEXT
+from med_model.data.blocks import PackedBlocks
+from med_model.data.prompt import END_OF_TEXT
 
 
 class Reference(Engine):

@@ -24,8 +24,10 @@ from inputs import Inputs, read_inputs
 from project import Project
 from reference import Reference
 
-from med_model.command import UserError, check_json_target, parse, run, write_json
-from med_model.model import multiplies_bf16
+from med_model.command import parse, run
+from med_model.errors import UserError
+from med_model.files import check_json_target, write_json
+from med_model.model.device import multiplies_bf16
 
 BARS = {  # measure: (title, bar); each figure is ours over the reference's, above 1 where ours is better
     "pretrain_mixed": ("预训练，长短不一/pre-training, real tokens/s, mixed lengths", 5.0),

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import yaml
 
-from med_model.safety import DOSE, is_urgent
+from med_model.measures.safety import DOSE, is_urgent
 
 ROOT = Path(__file__).resolve().parent.parent
 KNOWLEDGE = ROOT / "corpus" / "knowledge"

@@ -1,20 +1,14 @@
 """How a command of the project reads its options and how it fails."""
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
-import yaml
 from trl import TrlParser
 
-from med_model.memory import keep_freed_memory
-from med_model.paths import ROOT
-
-
-class UserError(Exception):
-    """A mistake that the user can mend; the text names the thing, the value found and the next command."""
+from med_model.allocator import keep_freed_memory
+from med_model.errors import UserError
+from med_model.files import read_yaml
 
 
 def _inherit_help(dataclass_type: type) -> None:
@@ -51,33 +45,6 @@ def parse(*dataclass_types: type, description: str) -> list:
         return list(parser.parse_args_into_dataclasses()[: len(dataclass_types)])
     except ValueError as error:
         raise UserError(f"参数有误/bad option: {error} (--help lists the options)") from error
-
-
-def read_yaml(name: str, option: str) -> dict:
-    """The mapping in the YAML file that `option` names. UserError where there is none."""
-    file = Path(name) if Path(name).exists() else ROOT / name  # looked up as find_files does
-    if not file.is_file():
-        raise UserError(f"文件不存在/no file {name}: give {option} FILE.yaml")
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))  # TrlParser would take the locale's encoding
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"文件读不懂/cannot read {option} {name}: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"应为 名称: 值/{option} {name} must map names to values, found {type(content).__name__}")
-    return content
-
-
-def check_json_target(file: str | None) -> None:
-    """UserError where --json names a file in a folder that does not exist: before the work, not after it."""
-    if file and not Path(file).resolve().parent.is_dir():
-        raise UserError(f"没有这个文件夹/no folder for --json {file}: make it first")
-
-
-def write_json(file: str, result: dict) -> None:
-    """Writes beside, then renames: there is never half a result under the name."""
-    partial = Path(f"{file}.partial")
-    partial.write_text(json.dumps(result, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    partial.replace(file)
 
 
 def run(main: Callable[[], None]) -> None:

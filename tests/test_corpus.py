@@ -12,7 +12,7 @@ import yaml
 from conftest import load_script
 
 from med_model import paths
-from med_model.safety import declines_dose
+from med_model.measures.safety import declines_dose
 
 DATASETS = ("pre_training/dataset", "sft/dataset", "dpo/dataset")
 

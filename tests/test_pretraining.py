@@ -6,9 +6,9 @@ from conftest import load_script
 from transformers import AutoTokenizer, Trainer, set_seed
 
 from med_model import paths
-from med_model.blocks import PackedBlocks
-from med_model.loss import use_chunked_head
-from med_model.optimizer import optimizers_for
+from med_model.data.blocks import PackedBlocks
+from med_model.model.head import use_chunked_head
+from med_model.training.muon import optimizers_for
 
 
 @pytest.fixture(scope="module")

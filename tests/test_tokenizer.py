@@ -9,8 +9,8 @@ from conftest import load_script
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from med_model.command import UserError
-from med_model.prompt import encode_text
+from med_model.data.prompt import encode_text
+from med_model.errors import UserError
 
 TRAIN, CHECK = "pre_training/py/train_tokenizer.py", "pre_training/py/test_tokenizer.py"
 

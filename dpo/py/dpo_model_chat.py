@@ -8,8 +8,8 @@ Reads final_model__after_dpo/ (or --model DIR)
 """
 
 from med_model import paths
-from med_model.chat import run_chat
 from med_model.command import run
+from med_model.generation.chat import run_chat
 
 if __name__ == "__main__":
     run(lambda: run_chat(__doc__, paths.FINAL_MODEL))

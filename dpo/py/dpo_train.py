@@ -23,17 +23,27 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import DPOConfig, DPOTrainer
 
 from med_model import paths
-from med_model.answers import Question
-from med_model.command import UserError, parse, run
-from med_model.data import document_of, read_all, read_split
-from med_model.evaluate import Heldout, evaluate, labelled_pair_of
-from med_model.health import AnswerDrift, PreferenceHealth, TrainingHealth, Warnings, check_overlap, check_truncation
-from med_model.likelihood import Pair, encode_pairs, preference_scores
-from med_model.loss import use_chunked_head
-from med_model.model import choose_precision, load_model, load_tokenizer
-from med_model.preflight import preflight
-from med_model.prompt import CHAT_STOPS, encode_prompt
-from med_model.retention import (
+from med_model.command import parse, run
+from med_model.data.prompt import CHAT_STOPS, Pair, encode_pairs, encode_prompt
+from med_model.data.records import document_of, labelled_pair_of
+from med_model.data.split import read_all, read_split
+from med_model.errors import UserError
+from med_model.measures.answers import Question
+from med_model.measures.evaluate import Heldout, evaluate
+from med_model.measures.likelihood import preference_scores
+from med_model.model.device import choose_precision
+from med_model.model.directory import load_model, load_tokenizer
+from med_model.model.head import use_chunked_head
+from med_model.training.health import (
+    AnswerDrift,
+    PreferenceHealth,
+    TrainingHealth,
+    Warnings,
+    check_overlap,
+    check_truncation,
+)
+from med_model.training.preflight import preflight
+from med_model.training.retention import (
     RETENTION_TOKENS,
     Retaining,
     Retention,
@@ -41,7 +51,7 @@ from med_model.retention import (
     interpolate,
     new_retention,
 )
-from med_model.training import check_output, finish, train
+from med_model.training.stage import check_output, finish, train
 
 EVALUATED_PAIRS = 400  # while training; the figures at the end are of all held-out pairs
 DRIFT_QUESTIONS = 32  # answered at each evaluation, to see how far the answers move from the SFT model's

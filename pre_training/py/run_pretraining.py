@@ -10,24 +10,25 @@ Writes base_model__after_pretraining/ (checkpoints in pre_training/py/med_model_
 
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
+from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
 
 from med_model import paths
-from med_model.blocks import BLOCK_TOKENS, PackedBlocks
-from med_model.command import UserError, parse, run
-from med_model.data import document_of, read_split
-from med_model.evaluate import Heldout, evaluate
-from med_model.health import TrainingHealth, Warnings, check_overlap
-from med_model.loss import use_chunked_head
-from med_model.model import choose_precision, load_tokenizer
-from med_model.optimizer import MUON_HELP, optimizers_for
-from med_model.preflight import preflight
-from med_model.prompt import BASE_STOPS, END_OF_TEXT
-from med_model.training import StageArguments, check_output, finish, train
-
-FREQUENCY_BIAS = 0.1  # of the last norm, see start_at_token_frequencies
+from med_model.command import parse, run
+from med_model.data.blocks import BLOCK_TOKENS, PackedBlocks
+from med_model.data.prompt import BASE_STOPS
+from med_model.data.records import document_of
+from med_model.data.split import read_split
+from med_model.errors import UserError
+from med_model.measures.evaluate import Heldout, evaluate
+from med_model.model.device import choose_precision
+from med_model.model.directory import load_tokenizer
+from med_model.model.gpt2 import new_model, print_parts, start_at_token_frequencies
+from med_model.model.head import use_chunked_head
+from med_model.training.health import TrainingHealth, Warnings, check_overlap
+from med_model.training.muon import MUON_HELP, optimizers_for
+from med_model.training.preflight import preflight
+from med_model.training.stage import StageArguments, check_output, finish, train
 
 
 @dataclass
@@ -71,43 +72,6 @@ class PretrainingArguments(TrainingArguments):
         super().__post_init__()
 
 
-def new_model(tokenizer: PreTrainedTokenizerBase, dropout: float) -> GPT2LMHeadModel:
-    """The project's GPT-2 with random weights: 8,410,624 parameters at a vocabulary of 20,000."""
-    end = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
-    config = GPT2Config(
-        vocab_size=len(tokenizer),
-        n_positions=BLOCK_TOKENS,
-        n_embd=256,
-        n_layer=4,
-        n_head=4,
-        resid_pdrop=dropout,
-        embd_pdrop=dropout,
-        attn_pdrop=0.0,  # a CPU's attention would not be fused with it: half the speed
-        bos_token_id=end,
-        eos_token_id=end,
-        pad_token_id=tokenizer.pad_token_id,
-        activation_function="gelu_pytorch_tanh",  # GPT-2's own, which "gelu_new" computes in eight steps
-        tie_word_embeddings=True,
-    )
-    return GPT2LMHeadModel(config)
-
-
-@torch.no_grad()
-def start_at_token_frequencies(model: GPT2LMHeadModel, tokens: np.ndarray) -> None:
-    """Lets the untrained model predict every token as often as it stands in `tokens`, whatever came before.
-
-    That is what training would learn first. The log-frequency goes into the mean of a token's embedding: every layer
-    norm takes the mean away, so that no layer sees it, and only the bias of the last norm reads it. A large bias would
-    drown the rest of the gradient: after 40 steps on real text 2.44 bits per byte without this start, 2.59 with a bias
-    of 1, 2.36 with 0.1.
-    """
-    counts = torch.from_numpy(np.bincount(tokens, minlength=model.config.vocab_size)).float() + 1
-    log_frequencies = (counts / counts.sum()).log()
-    scaled = (log_frequencies - log_frequencies.mean()) / (FREQUENCY_BIAS * model.config.n_embd)
-    model.transformer.ln_f.bias.fill_(FREQUENCY_BIAS)
-    model.transformer.wte.weight += scaled[:, None]
-
-
 def new_trainer(
     model: GPT2LMHeadModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -125,23 +89,6 @@ def new_trainer(
         processing_class=tokenizer,
         optimizers=optimizers_for(model, training),
     )
-
-
-def print_parts(model: GPT2LMHeadModel) -> None:
-    """The table of where the parameters are."""
-    body = model.transformer
-    parts = {
-        "词向量，与输出层共用/token embeddings, tied to the head": body.wte,
-        "位置向量/position embeddings": body.wpe,
-        f"{len(body.h)} 层：注意力/attention": [block.attn for block in body.h],
-        f"{len(body.h)} 层：前馈/feed-forward": [block.mlp for block in body.h],
-        "归一化/layer norms": [body.ln_f, *[norm for block in body.h for norm in (block.ln_1, block.ln_2)]],
-    }
-    print("参数/parameters")
-    for name, modules in parts.items():
-        modules = modules if isinstance(modules, list) else [modules]
-        print(f"  {sum(p.numel() for module in modules for p in module.parameters()):>10,}  {name}")
-    print(f"  {model.num_parameters():>10,}  合计/total")
 
 
 def main() -> None:

@@ -16,10 +16,12 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from med_model import paths
-from med_model.command import UserError, run
-from med_model.data import document_of, find_files, read_records
-from med_model.model import load_tokenizer
-from med_model.prompt import encode_prompt, encode_text
+from med_model.command import run
+from med_model.data.prompt import encode_prompt, encode_text
+from med_model.data.records import document_of
+from med_model.data.sources import find_files, read_records
+from med_model.errors import UserError
+from med_model.model.directory import load_tokenizer
 
 SENTENCES = (
     "患者服用aspirin片，高血压控制良好。",

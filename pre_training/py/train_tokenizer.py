@@ -21,10 +21,13 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 
 from med_model import paths
-from med_model.command import UserError, parse, run
-from med_model.data import find_files, read_records, texts_of
-from med_model.model import check_replaceable, replace_directory
-from med_model.prompt import CHAT_TEMPLATE, END_OF_TEXT, IM_END, IM_START, PAD
+from med_model.command import parse, run
+from med_model.data.prompt import CHAT_TEMPLATE, END_OF_TEXT, IM_END, IM_START, PAD
+from med_model.data.records import texts_of
+from med_model.data.sources import find_files, read_records
+from med_model.errors import UserError
+from med_model.files import replace_directory
+from med_model.model.directory import check_replaceable
 
 # The pattern that llama.cpp knows as `deepseek-coder`: line ends; words; punctuation; runs of Han; single digits.
 # Applied one after the other, each to what the ones before left together: 患者服用|aspirin|片|，|高血压

@@ -16,18 +16,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from med_model import paths
-from med_model.answers import Question
-from med_model.command import UserError, parse, run
-from med_model.data import Message, conversation_of, document_of, read_all, read_split
-from med_model.evaluate import Heldout, evaluate
-from med_model.health import TrainingHealth, Warnings, check_overlap, check_stops, check_truncation
-from med_model.loss import use_chunked_head
-from med_model.model import choose_precision, load_model, load_tokenizer
-from med_model.optimizer import MUON_HELP, optimizers_for
-from med_model.preflight import preflight
-from med_model.prompt import CHAT_STOPS, IGNORE, Example, training_example
-from med_model.retention import RETENTION_TOKENS, Retaining, Retention, RetentionArguments, new_retention
-from med_model.training import check_output, finish, train
+from med_model.command import parse, run
+from med_model.data.prompt import CHAT_STOPS, IGNORE, Example, training_example
+from med_model.data.records import Message, conversation_of, document_of
+from med_model.data.split import read_all, read_split
+from med_model.errors import UserError
+from med_model.measures.answers import Question
+from med_model.measures.evaluate import Heldout, evaluate
+from med_model.model.device import choose_precision
+from med_model.model.directory import load_model, load_tokenizer
+from med_model.model.head import use_chunked_head
+from med_model.training.health import TrainingHealth, Warnings, check_overlap, check_stops, check_truncation
+from med_model.training.muon import MUON_HELP, optimizers_for
+from med_model.training.preflight import preflight
+from med_model.training.retention import RETENTION_TOKENS, Retaining, Retention, RetentionArguments, new_retention
+from med_model.training.stage import check_output, finish, train
 
 MEASURED_QUESTIONS = 100  # answered at the end, to see whether the model stops and repeats itself
 
@@ -111,7 +114,7 @@ def new_trainer(
     retention: Retention | None = None,
 ) -> RetainingSFTTrainer:
     """TRL's trainer with the chunked head and the optimizer of this stage; the benchmark makes its own here too."""
-    training.dataset_kwargs = {"skip_prepare_dataset": True}  # the rows are rendered already, by med_model.prompt
+    training.dataset_kwargs = {"skip_prepare_dataset": True}  # the rows are rendered already, by med_model.data.prompt
     trainer = RetainingSFTTrainer(
         model=model,
         args=training,

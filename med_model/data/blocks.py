@@ -1,0 +1,38 @@
+"""Documents laid end to end and cut into full blocks: what pre-training learns from, and SFT must not unlearn."""
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from med_model.data.prompt import END_OF_TEXT, encode_text
+
+BLOCK_TOKENS = 512  # the model's positions
+ENCODE_BATCH = 1000  # documents; enough to keep the tokenizer's threads busy
+
+
+class PackedBlocks(Dataset):
+    """Documents laid end to end, `<|endoftext|>` after each, and cut into full blocks: no padding, nothing cut away.
+
+    The last block reaches back over tokens of the one before it, so that short data loses no tail.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, texts: list[str], block_tokens: int = BLOCK_TOKENS):
+        end = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
+        dtype = np.uint16 if len(tokenizer) <= 2**16 else np.int32
+        parts = [np.array([end], dtype)]
+        for start in range(0, len(texts), ENCODE_BATCH):
+            parts += [
+                np.array([*ids, end], dtype) for ids in encode_text(tokenizer, texts[start : start + ENCODE_BATCH])
+            ]
+        self.tokens = np.concatenate(parts)
+        self.length = min(block_tokens, len(self.tokens))  # a held-out part may be shorter than a block
+        last = len(self.tokens) - self.length
+        self.starts = [*range(0, last, self.length), last]
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
+        block = torch.from_numpy(self.tokens[self.starts[i] : self.starts[i] + self.length].astype(np.int64))
+        return {"input_ids": block, "labels": block}
