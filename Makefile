@@ -1,19 +1,22 @@
-# make demo | full | test | test-slow | lint ; FLAGS=--overwrite replaces the models of an earlier run
+# make install | demo | full | test | test-fast | test-slow | lint | messages | lock | dataset
+# FLAGS=--overwrite replaces the models of an earlier run.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 FLAGS ?=
 VENV = .venv
 RUN = $(VENV)/bin/python
+CATALOGUE = med_model/locale
 ALL_HELDOUT = pre_training/dataset/heldout.jsonl sft/dataset/heldout sft/dataset/choices.jsonl dpo/dataset/heldout
 
-.PHONY: demo full test test-slow lint install dataset
+.PHONY: install demo full test test-fast test-slow lint messages lock dataset
 
 install: $(VENV)/installed
 
-$(VENV)/installed: requirements.txt pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --upgrade pip
-	$(RUN) -m pip install --quiet -r requirements.txt
-	touch $@
+$(VENV)/installed: requirements.txt constraints.txt pyproject.toml
+	@$(PYTHON) -m venv $(VENV)
+	@$(RUN) -m pip install --quiet --upgrade pip
+	@$(RUN) -m pip install --quiet -r requirements.txt
+	@touch $@
+	@echo "$(VENV): $$($(RUN) --version), torch $$($(RUN) -c 'from importlib.metadata import version; print(version("torch"))')"
 
 # The chain on a fixed part of the bundled data: three departments.
 demo: install
@@ -36,12 +39,32 @@ full: install
 test: install
 	$(RUN) -m pytest
 
+test-fast: install
+	$(RUN) -m pytest -m "not slow and not process"
+
 test-slow: install
 	$(RUN) -m pytest -m "slow or not slow"
 
 lint: install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+# After a message of the code has changed: extracts all of them, keeps the Chinese that still fits, compiles.
+messages: install
+	$(VENV)/bin/pybabel -q extract -k tr --no-location --sort-output -o $(CATALOGUE)/messages.pot med_model pre_training/py sft/py dpo/py benchmarks corpus compare_different_model.py
+	$(VENV)/bin/pybabel -q update --no-fuzzy-matching --ignore-obsolete -l zh_CN -D med_model -d $(CATALOGUE) -i $(CATALOGUE)/messages.pot
+	$(VENV)/bin/pybabel -q compile -l zh_CN -D med_model -d $(CATALOGUE)
+	rm $(CATALOGUE)/messages.pot
+
+# The newest tree that requirements.txt allows, resolved in an environment of its own.
+lock:
+	rm -rf .lock
+	$(PYTHON) -m venv .lock
+	grep -v "^-" requirements.txt > .lock/requirements.txt
+	.lock/bin/python -m pip install --quiet -r .lock/requirements.txt
+	echo "# The whole dependency tree, pinned. Made by \`make lock\`; do not edit." > constraints.txt
+	.lock/bin/python -m pip freeze | sed "s/+cpu$$//" >> constraints.txt
+	rm -rf .lock
 
 dataset: install
 	$(RUN) corpus/build.py

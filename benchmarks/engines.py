@@ -1,4 +1,4 @@
-"""What both sides of the benchmark share: the clock, and the worker process that an engine runs in."""
+"""The parts of both engines: the clock, the settings, and the worker process of an engine."""
 
 import ctypes
 import functools
@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from inputs import SEED, Inputs, stage
+from inputs import SEED, Inputs
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -25,17 +25,18 @@ from transformers import (
     set_seed,
 )
 
-from med_model.data.prompt import CHAT_STOPS, question_ids
+from med_model.data.prompt import CHAT_STOPS, encode_question
 from med_model.measures.likelihood import bits_per_byte
 from med_model.model.directory import sampling_defaults
 
-REFERENCE_BATCH, BLOCK_TOKENS = 4, 512
+REFERENCE_BATCH = 4
+PROMPTS, PROMPT_TOKENS = 200, 256
 QUIET = {"report_to": "none", "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True, "use_cpu": True}
 
 
 @dataclass
-class Measured:
-    """What one round did: so many units (tokens, rows, pairs, prompts) in so many seconds."""
+class Throughput:
+    """The work of one round: `units` are tokens, rows, pairs or prompts."""
 
     units: float
     seconds: float
@@ -46,9 +47,13 @@ class Measured:
 
 
 class Clock(TrainerCallback):
-    """Seconds and real tokens of a training loop, evaluation excluded; stops it at a held-out figure if asked to."""
+    """Measure the seconds and the real tokens of a training loop, without its evaluations.
 
-    def __init__(self, evaluate=None, every: int = 0, target: float = float("-inf")):
+    evaluate: returns the held-out figure of a model. It runs every `every` steps, or once at the end if `every` is 0.
+    Training stops at the first figure of at most `target`.
+    """
+
+    def __init__(self, evaluate: Callable | None = None, every: int = 0, target: float = float("-inf")):
         self.evaluate, self.every, self.target = evaluate, every, target
         self.curve: list[tuple[float, float]] = []  # (seconds, held-out figure)
 
@@ -67,7 +72,8 @@ class Clock(TrainerCallback):
             self.excluded += time.perf_counter() - now
 
 
-def timed(trainer: Trainer, clock: Clock | None = None) -> Clock:
+def run_timed(trainer: Trainer, clock: Clock | None = None) -> Clock:
+    """Train without progress output. Return the clock."""
     clock = clock or Clock()
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
@@ -76,21 +82,21 @@ def timed(trainer: Trainer, clock: Clock | None = None) -> Clock:
     return clock
 
 
-def pretrained(trainer: Trainer) -> Measured:
-    """The real tokens of a pre-training run and its seconds."""
-    clock = timed(trainer)
-    return Measured(clock.tokens, clock.seconds)
+def token_throughput(trainer: Trainer) -> Throughput:
+    """Pre-train. Return the real tokens and the seconds."""
+    clock = run_timed(trainer)
+    return Throughput(clock.tokens, clock.seconds)
 
 
 class Engine:
-    """What both sides share: the inputs, and how the held-out figure is taken."""
+    """The inputs of an engine, its held-out figure and its generation settings."""
 
     def __init__(self, inputs: Inputs):
         set_seed(SEED)
         self.inputs = inputs
         self.tokenizer = AutoTokenizer.from_pretrained(inputs.tokenizer)
-        self.pretraining = stage("pre_training/py/run_pretraining.py")
-        self.prompts = [question_ids(self.tokenizer, c[:1], 256, chat=True) for c in inputs.conversations[:200]]
+        conversations = inputs.conversations[:PROMPTS]
+        self.prompts = [encode_question(self.tokenizer, c[:1], PROMPT_TOKENS, chat=True) for c in conversations]
 
     @functools.cached_property
     def model(self) -> PreTrainedModel:
@@ -99,11 +105,11 @@ class Engine:
     def scratch(self) -> str:
         return tempfile.mkdtemp(dir=self.inputs.folder)
 
-    def heldout_bits_per_byte(self, model) -> float:
+    def heldout_bits_per_byte(self, model: PreTrainedModel) -> float:
         return bits_per_byte(model, self.tokenizer, self.inputs.heldout)
 
     def settings(self, sample: bool, new_tokens: int) -> GenerationConfig:
-        """The chats' settings, or greedy ones; without a stop, so that every side makes as many tokens."""
+        """Return the settings of the chats, or greedy ones. No token stops an answer: all have one length."""
         if sample:
             settings = sampling_defaults(self.tokenizer, CHAT_STOPS)
         else:
@@ -112,18 +118,18 @@ class Engine:
         return settings
 
     def peak_memory(self, steps: int) -> float | None:
-        """MB that pre-training takes at its peak above what stands once the model is built; None but on Linux."""
+        """Return the peak memory of pre-training in MB, above the memory of the built model. None if not on Linux."""
         trainer = self.pretraining_trainer(steps)
-        return peak_megabytes(lambda: timed(trainer))
+        return peak_megabytes(lambda: run_timed(trainer))
 
 
 def peak_megabytes(action: Callable[[], object]) -> float | None:
-    """MB that an action takes at its peak above what stood before it; None but on Linux, where it only runs."""
+    """Run an action. Return its peak memory in MB, above the memory of the process before. None if not on Linux."""
     if not sys.platform.startswith("linux"):
         action()
         return None
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed before is nothing that stands
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak, proc(5)
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # freed memory must not count as memory in use
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak: proc(5)
     before = _status_megabytes("VmRSS")
     action()
     return _status_megabytes("VmHWM") - before
@@ -133,10 +139,10 @@ def _status_megabytes(name: str) -> float:
     return int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1e3
 
 
-_engine = None  # of a worker process
+_engine = None  # the engine of a worker process
 
 
-def _start_worker(engine: type, inputs: Inputs) -> None:
+def _start_worker(engine: type[Engine], inputs: Inputs) -> None:
     global _engine
     _engine = engine(inputs)
 
@@ -146,7 +152,7 @@ def _call_worker(method: str, arguments: tuple):
 
 
 class Worker:
-    """An engine in a process of its own; calling it runs one of its methods there."""
+    """An engine in its own process. A call runs one of its methods there."""
 
     def __init__(self, engine: type[Engine], inputs: Inputs):
         context = multiprocessing.get_context("spawn")

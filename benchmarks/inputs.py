@@ -1,6 +1,5 @@
-"""What the benchmark runs on: texts, rows and pairs, a tokenizer trained on them and an untrained model."""
+"""The inputs of both engines: texts, rows and pairs, a tokenizer trained on the texts, and an untrained model."""
 
-import importlib.util
 import random
 import subprocess
 import sys
@@ -10,68 +9,74 @@ from pathlib import Path
 from transformers import AutoTokenizer
 
 from med_model import paths
-from med_model.data.records import Message, conversation_of, document_of, preference_of
+from med_model.data.records import Message, Pair, conversation_of, document_of, pair_of
 from med_model.data.split import read_all, read_split
 from med_model.errors import UserError
+from med_model.model.gpt2 import new_model
 
 SEED = 42
 
 
 @dataclass
 class Inputs:
-    """The same for every engine."""
-
-    folder: Path  # for what engines write
+    sources: list[str]  # files and folders of the data
+    folder: Path  # engines write into it
     tokenizer: Path
-    base_model: Path  # without training: speed does not depend on what the weights say
+    base_model: Path  # untrained, because the speed does not depend on the values of the weights
     texts: list[str]
     heldout: list[str]
     conversations: list[list[Message]]
-    pairs: list[tuple[list[Message], str, str]]
+    pairs: list[Pair]
 
 
-def stage(script: str):
-    """A training script of the project as a module."""
-    name = Path(script).stem
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, paths.ROOT / script)
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
+def read_inputs(data: list[str] | None, megabytes: float, heldout_bytes: int, folder: Path) -> Inputs:
+    """Read the data, and write a tokenizer and an untrained model to `folder`.
 
-
-def read_inputs(sources: list[str] | None, megabytes: float, heldout_bytes: int, folder: Path) -> Inputs:
-    """Reads the data, trains a tokenizer on it (`megabytes` of it) and lays an untrained model beside it.
-
-    `sources`: documents, or one folder with pretrain/, dev/, sft/train.jsonl and dpo/train.jsonl; None: the bundled.
+    data: documents, or one folder with pretrain/, dev/, sft/train.jsonl and dpo/train.jsonl. None: the bundled data.
+    megabytes: text that the tokenizer is trained on.
     """
-    texts, heldout, rows, pairs = sources, None, [paths.SFT_DATA], [paths.DPO_DATA]
-    if sources and (Path(sources[0]) / "pretrain").is_dir():
-        data = Path(sources[0])
-        texts, heldout = [data / "pretrain"], [data / "dev"]
-        rows, pairs = [data / "sft" / "train.jsonl"], [data / "dpo" / "train.jsonl"]
+    texts, heldout, rows, pairs = data, None, str(paths.SFT_DATA), str(paths.DPO_DATA)
+    if data and (Path(data[0]) / "pretrain").is_dir():
+        root = Path(data[0])
+        texts, heldout = [str(root / "pretrain")], [str(root / "dev")]
+        rows, pairs = str(root / "sft" / "train.jsonl"), str(root / "dpo" / "train.jsonl")
     bundled = (paths.PRETRAINING_DATA, paths.HELDOUT_TEXT)
-    documents, heldout_documents = read_split(texts, heldout, bundled, document_of, None, SEED)
-    conversations, preferences = read_all(rows, conversation_of), read_all(pairs, preference_of)
+    documents, heldout_documents = read_split(texts, heldout, bundled, document_of, str, None, SEED)
+    conversations, preferences = read_all([rows], conversation_of), read_all([pairs], pair_of)
     for records in (documents, heldout_documents, conversations, preferences):
         random.Random(SEED).shuffle(records)
+    texts = texts or [str(paths.PRETRAINING_DATA)]
+    heldout = heldout or ([] if data else [str(paths.HELDOUT_TEXT)])
+
+    train_tokenizer(texts, megabytes, folder / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    new_model(tokenizer, dropout=0.0).save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    return Inputs(
+        sources=[*texts, *heldout, rows, pairs],
+        folder=folder,
+        tokenizer=folder / "tokenizer",
+        base_model=folder / "base",
+        texts=documents,
+        heldout=last_bytes(heldout_documents, heldout_bytes),
+        conversations=conversations,
+        pairs=preferences,
+    )
+
+
+def last_bytes(texts: list[str], count: int) -> list[str]:
+    """Return texts from the end until they have `count` bytes. The recipe was searched on the first texts."""
     kept, size = [], 0
-    for text in reversed(heldout_documents):  # the recipe was searched on the first ones
-        if size < heldout_bytes:
+    for text in reversed(texts):
+        if size < count:
             kept.append(text)
             size += len(text.encode())
-
-    train_tokenizer(texts or [paths.PRETRAINING_DATA], megabytes, folder / "tokenizer")
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-    model = stage("pre_training/py/run_pretraining.py").new_model(tokenizer, dropout=0.0)
-    for part in (model, tokenizer):
-        part.save_pretrained(folder / "base")
-    return Inputs(folder, folder / "tokenizer", folder / "base", documents, kept, conversations, preferences)
+    return kept
 
 
-def train_tokenizer(texts: list, megabytes: float, output: Path) -> None:
+def train_tokenizer(texts: list[str], megabytes: float, output: Path) -> None:
     script = [sys.executable, str(paths.ROOT / "pre_training/py/train_tokenizer.py")]
-    options = ["--data", *map(str, texts), "--max_megabytes", str(megabytes), "--output_model", str(output)]
+    options = ["--data", *texts, "--max_megabytes", str(megabytes), "--output_model", str(output)]
     done = subprocess.run([*script, *options], capture_output=True, text=True, encoding="utf-8")
     if done.returncode:
         raise UserError(done.stderr.strip())

@@ -1,76 +1,102 @@
-"""The project's engine: what its training scripts run with their defaults, imported from them."""
+"""The project's engine: the classes of the training scripts with their defaults, imported from the scripts."""
 
+import importlib.util
 import statistics
+import sys
 import time
+from types import ModuleType
 
 import torch
-from engines import BLOCK_TOKENS, QUIET, Clock, Engine, Measured, pretrained, timed
-from inputs import SEED, Inputs, stage
+from engines import QUIET, Clock, Engine, Throughput, run_timed, token_throughput
+from inputs import SEED, Inputs
 from transformers import AutoModelForCausalLM, Trainer
 
+from med_model import paths
 from med_model.allocator import keep_freed_memory
-from med_model.data.blocks import PackedBlocks
+from med_model.data.blocks import BLOCK_TOKENS, PackedBlocks
 from med_model.generation.sampling import generate_answers, generate_ids
+from med_model.model.directory import load_model
+from med_model.model.gpt2 import new_model, start_at_token_frequencies
 from med_model.model.head import CHUNK_TOKENS
-from med_model.training.health import Warnings
+from med_model.training.health import HealthLines
+from med_model.training.muon import optimizers_for
+from med_model.training.reference import reference_scores
 
-UNWATCHED = {**QUIET, "eval_strategy": "no", "load_best_model_at_end": False}
+QUIET_TRAINING = {**QUIET, "eval_strategy": "no", "load_best_model_at_end": False}
+
+
+def load_script(script: str) -> ModuleType:
+    """Import a training script by its path: stage folders are no packages."""
+    name = script.rpartition("/")[2].removesuffix(".py")
+    spec = importlib.util.spec_from_file_location(name, paths.ROOT / script)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up by name
+    spec.loader.exec_module(module)
+    return module
 
 
 class Project(Engine):
     def __init__(self, inputs: Inputs):
         keep_freed_memory()
         super().__init__(inputs)
-        self.sft_script, self.dpo_script = stage("sft/py/sft_train.py"), stage("dpo/py/dpo_train.py")
+        self.pretraining = load_script("pre_training/py/run_pretraining.py")
+        self.sft_script, self.dpo_script = load_script("sft/py/sft_train.py"), load_script("dpo/py/dpo_train.py")
         self.blocks = PackedBlocks(self.tokenizer, inputs.texts)
 
     def pretraining_trainer(self, steps: int, bf16: bool | None = None) -> Trainer:
         training = self.pretraining.PretrainingArguments(
-            output_dir=self.scratch(), max_steps=steps, seed=SEED, bf16=bf16, **UNWATCHED
+            output_dir=self.scratch(), max_steps=steps, seed=SEED, bf16=bf16, **QUIET_TRAINING
         )
-        model = self.pretraining.new_model(self.tokenizer, dropout=0.0)  # as for text that is read once
+        model = new_model(self.tokenizer, dropout=0.0)  # right for one pass over the text
         start = time.perf_counter()
-        self.pretraining.start_at_token_frequencies(model, self.blocks.tokens)
+        start_at_token_frequencies(model, self.blocks.tokens)
         self.start_seconds = time.perf_counter() - start
-        return self.pretraining.new_trainer(model, self.tokenizer, training, self.blocks)
+        return self.pretraining.PretrainingTrainer(
+            model=model,
+            args=training,
+            train_dataset=self.blocks,
+            processing_class=self.tokenizer,
+            optimizers=optimizers_for(model, training),
+        )
 
-    def pretrain(self, steps: int, bf16: bool | None = None) -> Measured:
-        return pretrained(self.pretraining_trainer(steps, bf16))
+    def pretrain(self, steps: int, bf16: bool | None = None) -> Throughput:
+        return token_throughput(self.pretraining_trainer(steps, bf16))
 
-    pretrain_mixed = pretrain_full_blocks = pretrain  # packing makes every text full blocks
+    pretrain_mixed = pretrain_full_blocks = pretrain  # packing turns every text into full blocks
 
     def time_to_loss(self, steps: int, every: int, target: float) -> list[tuple[float, float]]:
-        """The start at the tokens' frequencies counts as time too."""
-        clock = timed(self.pretraining_trainer(steps), Clock(self.heldout_bits_per_byte, every, target))
+        """Return (seconds, bits per byte) per evaluation. The start at the token frequencies counts as time too."""
+        clock = run_timed(self.pretraining_trainer(steps), Clock(self.heldout_bits_per_byte, every, target))
         return [(seconds + self.start_seconds, figure) for seconds, figure in clock.curve]
 
     def arithmetic(self) -> float:
-        """FLOP of a training step per token: 6 for each parameter that multiplies, and attention over whole rows."""
-        model = self.pretraining.new_model(self.tokenizer, 0.0)
+        """Return the FLOP of a training step per token.
+
+        6 per parameter except the position embeddings, plus the attention over whole rows.
+        """
+        model = new_model(self.tokenizer, dropout=0.0)
         multiplying = model.num_parameters() - model.transformer.wpe.weight.numel()
         return 6 * multiplying + 3 * 4 * BLOCK_TOKENS * model.config.n_embd * model.config.n_layer
 
-    def roof(self, repeats: int) -> Measured:
-        """The matrix products of one step alone, in float32, on memory that is there already."""
-        batch = self.pretraining.PretrainingArguments(output_dir=self.scratch(), **UNWATCHED).train_batch_size
-        config = self.pretraining.new_model(self.tokenizer, 0.0).config
+    def roof(self, repeats: int) -> Throughput:
+        """Time only the matrix products of one training step, in float32, with all memory allocated before."""
+        batch = self.pretraining.PretrainingArguments(output_dir=self.scratch(), **QUIET_TRAINING).train_batch_size
+        config = new_model(self.tokenizer, dropout=0.0).config
         tokens, width, heads, layers = batch * BLOCK_TOKENS, config.n_embd, config.n_head, config.n_layer
         head_chunk = min(tokens, CHUNK_TOKENS["cpu"])
-        shapes = [(tokens, width, 3 * width), (tokens, width, width), (tokens, width, 4 * width)]
-        shapes += [(tokens, 4 * width, width)]
-        shapes = [shape for shape in shapes for _ in range(layers)]
+        layer_shapes = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
+        shapes = [(tokens, *shape) for shape in layer_shapes for _ in range(layers)]
         shapes += [(head_chunk, width, len(self.tokenizer))] * (tokens // head_chunk)
         products = []
-        made: dict[tuple, list] = {}  # a shape's memory serves all its layers, as in a training step it would not
+        operands: dict[tuple, list] = {}  # layers of one shape share memory, unlike in training
         for m, k, n in shapes:
-            if (m, k, n) not in made:
+            if (m, k, n) not in operands:
                 x, weight, y = torch.randn(m, k), torch.randn(k, n), torch.randn(m, n)
-                made[m, k, n] = [
+                operands[m, k, n] = [
                     (x, weight, torch.empty(m, n)),  # forward
                     (y, weight.T, torch.empty(m, k)),  # gradient of the input
                     (x.T, y, torch.empty(k, n)),  # gradient of the weight
                 ]
-            products += made[m, k, n]
+            products += operands[m, k, n]
         rows, head_width = batch * heads, width // heads
         q, scores = torch.randn(rows, BLOCK_TOKENS, head_width), torch.randn(rows, BLOCK_TOKENS, BLOCK_TOKENS)
         like_scores, like_q = torch.empty_like(scores), torch.empty_like(q)
@@ -83,39 +109,54 @@ class Project(Engine):
             for a, b, out in batched:
                 torch.bmm(a, b, out=out)
             seconds.append(time.perf_counter() - start)
-        return Measured(tokens, statistics.median(seconds[1:]))
+        return Throughput(tokens, statistics.median(seconds[1:]))
 
-    def sft(self, rows: int) -> Measured:
-        training = self.sft_script.SFTArguments(output_dir=self.scratch(), num_train_epochs=1, seed=SEED, **UNWATCHED)
-        dataset = self.sft_script.encode(
-            self.tokenizer, self.inputs.conversations[:rows], training.max_length, "SFT", Warnings()
+    def sft(self, rows: int) -> Throughput:
+        """Train one epoch without retention, because stock TRL has none."""
+        training = self.sft_script.SFTArguments(
+            output_dir=self.scratch(), num_train_epochs=1, seed=SEED, **QUIET_TRAINING
         )
-        model, _ = self.sft_script.load_model(self.inputs.base_model, training.dropout)
-        trainer = self.sft_script.new_trainer(model, self.tokenizer, training, dataset)
-        return Measured(len(dataset), timed(trainer).seconds)
+        conversations = self.inputs.conversations[:rows]
+        dataset = self.sft_script.encode(self.tokenizer, conversations, training.max_length, "SFT", HealthLines())
+        model, _ = load_model(self.inputs.base_model, training.dropout)
+        trainer = self.sft_script.AnswerTrainer(
+            model=model,
+            args=training,
+            train_dataset=dataset,
+            processing_class=self.tokenizer,
+            optimizers=optimizers_for(model, training),
+        )
+        return Throughput(len(dataset), run_timed(trainer).seconds)
 
-    def dpo(self, pairs: int) -> tuple[Measured, Measured]:
-        """(first epoch with the reference pass, later epochs)."""
-        options = {"num_train_epochs": 1, "disable_dropout": True, "seed": SEED}  # as stock TRL
-        training = self.dpo_script.DPOArguments(output_dir=self.scratch(), **options, **UNWATCHED)
+    def dpo(self, pairs: int) -> tuple[Throughput, Throughput]:
+        """Train one epoch without retention and dropout, as stock TRL.
+
+        Return the throughput of the first epoch, with the pass of the reference model, and of a later epoch.
+        """
+        options = {"num_train_epochs": 1, "disable_dropout": True, "seed": SEED}
+        training = self.dpo_script.DPOArguments(output_dir=self.scratch(), **options, **QUIET_TRAINING)
         encoded = self.dpo_script.encode(
-            self.tokenizer, self.inputs.pairs[:pairs], training.max_length, "DPO", Warnings()
+            self.tokenizer, self.inputs.pairs[:pairs], training.max_length, "DPO", HealthLines()
         )
-        model, _ = self.dpo_script.load_model(self.inputs.base_model)
+        model, _ = load_model(self.inputs.base_model)
         start = time.perf_counter()
-        reference = self.dpo_script.reference_scores(model, encoded, training)
+        reference = reference_scores(model, encoded, training)
         reference_seconds = time.perf_counter() - start
-        dataset = self.dpo_script.dataset_of(encoded, reference)
-        trainer = self.dpo_script.new_trainer(model, self.tokenizer, training, dataset)
-        seconds = timed(trainer).seconds
-        return Measured(len(encoded), seconds + reference_seconds), Measured(len(encoded), seconds)
+        trainer = self.dpo_script.PreferenceTrainer(
+            model=model,
+            args=training,
+            train_dataset=self.dpo_script.dataset_of(encoded, reference),
+            processing_class=self.tokenizer,
+        )
+        seconds = run_timed(trainer).seconds
+        return Throughput(len(encoded), seconds + reference_seconds), Throughput(len(encoded), seconds)
 
-    def generate(self, prompts: int, new_tokens: int) -> Measured:
-        model, settings, made = self.model, self.settings(True, new_tokens), 0
+    def generate(self, prompts: int, new_tokens: int) -> Throughput:
+        model, settings, tokens = self.model, self.settings(True, new_tokens), 0
         start = time.perf_counter()
         for prompt in self.prompts[:prompts]:
-            made += sum(1 for _ in generate_ids(model, [prompt], settings))
-        return Measured(made, time.perf_counter() - start)
+            tokens += sum(1 for _ in generate_ids(model, [prompt], settings))
+        return Throughput(tokens, time.perf_counter() - start)
 
     def greedy_ids(self, prompts: int, new_tokens: int) -> list[list[int]]:
         settings = self.settings(False, new_tokens)
@@ -124,14 +165,14 @@ class Project(Engine):
         ]
 
     def first_token(self) -> float:
-        """Seconds from a loaded model to the first token of its first answer."""
+        """Return the seconds from a loaded model to the first token of its first answer."""
         model = AutoModelForCausalLM.from_pretrained(self.inputs.base_model).eval()
         start = time.perf_counter()
         next(generate_ids(model, [self.prompts[0]], self.settings(True, 8)))
         return time.perf_counter() - start
 
-    def generate_batch(self, prompts: int, new_tokens: int) -> Measured:
+    def generate_batch(self, prompts: int, new_tokens: int) -> Throughput:
         model, settings = self.model, self.settings(False, new_tokens)
         start = time.perf_counter()
-        made = len(generate_answers(model, self.tokenizer, self.prompts[:prompts], settings))
-        return Measured(made, time.perf_counter() - start)
+        answers = len(generate_answers(model, self.tokenizer, self.prompts[:prompts], settings))
+        return Throughput(answers, time.perf_counter() - start)

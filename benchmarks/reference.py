@@ -1,4 +1,4 @@
-"""The references: `Trainer` as a tutorial writes it, stock TRL trainers, and `model.generate`."""
+"""The reference engine: `Trainer` as a tutorial writes it, stock TRL trainers, and `model.generate`."""
 
 import copy
 import itertools
@@ -8,37 +8,37 @@ import time
 import torch
 from datasets import Dataset
 from engines import (
-    BLOCK_TOKENS,
     QUIET,
     REFERENCE_BATCH,
     Clock,
     Engine,
-    Measured,
+    Throughput,
     peak_megabytes,
-    pretrained,
-    timed,
+    run_timed,
+    token_throughput,
 )
 from inputs import SEED
 from tokenizers import ByteLevelBPETokenizer
 from transformers import DataCollatorForLanguageModeling, GenerationConfig, Trainer, TrainingArguments
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from med_model.data.blocks import PackedBlocks
+from med_model.data.blocks import BLOCK_TOKENS, PackedBlocks
 from med_model.data.prompt import END_OF_TEXT
+from med_model.model.gpt2 import new_model
 
 
 class Reference(Engine):
     RECIPE = {"per_device_train_batch_size": REFERENCE_BATCH, "learning_rate": 5e-4, "seed": SEED, **QUIET}
-    TRL = {"max_length": BLOCK_TOKENS, "seed": SEED, **QUIET}  # the model has no more positions than that
+    TRL = {"max_length": BLOCK_TOKENS, "seed": SEED, **QUIET}  # the model has no more positions
 
     def pretraining_trainer(self, steps: int) -> Trainer:
-        """Every document cut and padded to 512, dropout 0.1, AdamW with linear decay."""
+        """Cut and pad every document to 512 tokens. Dropout 0.1, AdamW with linear decay."""
         shuffled = random.Random(SEED).sample(self.inputs.texts, k=len(self.inputs.texts))
-        # <|endoftext|> first, since held-out texts are scored after it.
+        # <|endoftext|> comes first, because a held-out text is scored after it.
         texts = [END_OF_TEXT + text for text in itertools.islice(itertools.cycle(shuffled), steps * REFERENCE_BATCH)]
         encoded = self.tokenizer(texts, truncation=True, padding="max_length", max_length=BLOCK_TOKENS)
         return Trainer(
-            self.pretraining.new_model(self.tokenizer, dropout=0.1),
+            new_model(self.tokenizer, dropout=0.1),
             TrainingArguments(
                 output_dir=self.scratch(),
                 max_steps=steps,
@@ -50,40 +50,40 @@ class Reference(Engine):
             processing_class=self.tokenizer,
         )
 
-    def pretrain_mixed(self, steps: int) -> Measured:
-        return pretrained(self.pretraining_trainer(steps))
+    def pretrain_mixed(self, steps: int) -> Throughput:
+        return token_throughput(self.pretraining_trainer(steps))
 
-    def pretrain_full_blocks(self, steps: int) -> Measured:
+    def pretrain_full_blocks(self, steps: int) -> Throughput:
         trainer = Trainer(
-            self.pretraining.new_model(self.tokenizer, dropout=0.0),
+            new_model(self.tokenizer, dropout=0.0),
             TrainingArguments(
                 output_dir=self.scratch(), max_steps=steps, include_num_input_tokens_seen="all", **self.RECIPE
             ),
             train_dataset=PackedBlocks(self.tokenizer, self.inputs.texts[: 8 * steps * REFERENCE_BATCH]),
         )
-        return pretrained(trainer)
+        return token_throughput(trainer)
 
     def time_to_loss(self, steps: int) -> list[tuple[float, float]]:
-        return timed(self.pretraining_trainer(steps), Clock(self.heldout_bits_per_byte)).curve
+        return run_timed(self.pretraining_trainer(steps), Clock(self.heldout_bits_per_byte)).curve
 
-    def sft(self, rows: int, bf16: bool) -> Measured:
+    def sft(self, rows: int, bf16: bool) -> Throughput:
         trainer = SFTTrainer(
             model=str(self.inputs.base_model),
             args=SFTConfig(output_dir=self.scratch(), num_train_epochs=1, bf16=bf16, **self.TRL),
             train_dataset=Dataset.from_dict({"messages": self.inputs.conversations[:rows]}),
             processing_class=self.tokenizer,
         )
-        return Measured(len(self.inputs.conversations[:rows]), timed(trainer).seconds)
+        return Throughput(len(self.inputs.conversations[:rows]), run_timed(trainer).seconds)
 
-    def dpo(self, pairs: int, bf16: bool) -> Measured:
-        """The reference model is run in every epoch, so that all epochs take the same time."""
+    def dpo(self, pairs: int, bf16: bool) -> Throughput:
+        """Train one epoch. All epochs take the same time, because stock TRL runs the reference model in each."""
         rows = [
             {
-                "prompt": prompt,
-                "chosen": [{"role": "assistant", "content": chosen}],
-                "rejected": [{"role": "assistant", "content": rejected}],
+                "prompt": pair.messages,
+                "chosen": [{"role": "assistant", "content": pair.chosen}],
+                "rejected": [{"role": "assistant", "content": pair.rejected}],
             }
-            for prompt, chosen, rejected in self.inputs.pairs[:pairs]
+            for pair in self.inputs.pairs[:pairs]
         ]
         trainer = DPOTrainer(
             model=str(self.inputs.base_model),
@@ -91,32 +91,34 @@ class Reference(Engine):
             train_dataset=Dataset.from_list(rows),
             processing_class=self.tokenizer,
         )
-        return Measured(len(rows), timed(trainer).seconds)
+        return Throughput(len(rows), run_timed(trainer).seconds)
 
     def _generated(self, prompts: int, settings: GenerationConfig) -> tuple[list[list[int]], float]:
-        """(the ids of each answer, seconds for all of them, without loading the model)."""
+        """Return the ids of each answer, and the seconds of all answers without loading the model."""
         model, answers = self.model, []
         start = time.perf_counter()
         for prompt in self.prompts[:prompts]:
             ids = torch.tensor([prompt])
-            made = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=copy.deepcopy(settings))
-            answers.append(made[0, len(prompt) :].tolist())
+            output = model.generate(
+                ids, attention_mask=torch.ones_like(ids), generation_config=copy.deepcopy(settings)
+            )
+            answers.append(output[0, len(prompt) :].tolist())
         return answers, time.perf_counter() - start
 
     def greedy_ids(self, prompts: int, new_tokens: int) -> list[list[int]]:
         return self._generated(prompts, self.settings(False, new_tokens))[0]
 
-    def generate(self, prompts: int, new_tokens: int) -> Measured:
+    def generate(self, prompts: int, new_tokens: int) -> Throughput:
         answers, seconds = self._generated(prompts, self.settings(True, new_tokens))
-        return Measured(sum(map(len, answers)), seconds)
+        return Throughput(sum(map(len, answers)), seconds)
 
-    def generate_batch(self, prompts: int, new_tokens: int) -> Measured:
-        """One prompt at a time."""
+    def generate_batch(self, prompts: int, new_tokens: int) -> Throughput:
+        """Generate one prompt at a time."""
         answers, seconds = self._generated(prompts, self.settings(False, new_tokens))
-        return Measured(len(answers), seconds)
+        return Throughput(len(answers), seconds)
 
     def tokenizer_training(self, lines: list[str], vocab_size: int) -> tuple[float, float | None]:
-        """(seconds, peak MB above the lines) of the stock byte-level BPE."""
+        """Train the stock byte-level BPE. Return the seconds and the peak memory in MB, above the memory before."""
         train = ByteLevelBPETokenizer().train_from_iterator
         start = time.perf_counter()
         megabytes = peak_megabytes(lambda: train(lines, vocab_size=vocab_size, show_progress=False))

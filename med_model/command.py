@@ -1,5 +1,6 @@
-"""How a command of the project reads its options and how it fails."""
+"""Read the options of a command, run it, and end it with a plain message on a user's mistake."""
 
+import argparse
 import dataclasses
 import sys
 from collections.abc import Callable
@@ -9,54 +10,100 @@ from trl import TrlParser
 from med_model.allocator import keep_freed_memory
 from med_model.errors import UserError
 from med_model.files import read_yaml
+from med_model.language import check_language, tr
+
+# argparse translates its own words by gettext. Listed here, they get into the catalogue.
+ARGPARSE_WORDS = (
+    tr("usage: "),
+    tr("options"),
+    tr("positional arguments"),
+    tr("show this help message and exit"),
+    tr("argument %(argument_name)s: %(message)s"),
+    tr("expected one argument"),
+    tr("expected at least one argument"),
+    tr("invalid choice: %(value)r (choose from %(choices)s)"),
+    tr("invalid %(type)s value: %(value)r"),
+    tr("the following arguments are required: %s"),
+    tr("unrecognized arguments: %s"),
+    tr("%(prog)s: error: %(message)s\n"),
+)
 
 
-def _inherit_help(dataclass_type: type) -> None:
-    """A field that only gives an inherited option another default keeps the text that --help shows for it."""
-    for field in dataclasses.fields(dataclass_type):
-        inherited = (base.__dataclass_fields__.get(field.name) for base in dataclass_type.__mro__[1:-1])
-        helped = next((f for f in inherited if f is not None and "help" in f.metadata), None)
-        if "help" not in field.metadata and helped is not None:
-            field.metadata = helped.metadata
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Help with the defaults of the options and the line ends of the examples."""
 
 
-def parse(*dataclass_types: type, description: str) -> list:
-    """Reads the command line, and the YAML file of `--config` beneath it, into one instance of each dataclass.
+def examples(docstring: str) -> str:
+    """Return the commands in a script's docstring, its indented lines, for the end of --help."""
+    return "\n".join([tr("Examples:"), *(line for line in docstring.splitlines() if line.startswith("    "))])
 
-    Raises UserError for an unknown option, a bad value or an unreadable configuration file.
+
+def parse(*dataclass_types: type, description: str, docstring: str) -> list:
+    """Read the command line into one instance of each dataclass. --help shows description and examples.
+
+    The YAML file of `--config` replaces defaults, and the command line wins over both.
+    Raise UserError for an unknown option, a bad value or an unreadable configuration file.
     """
     for dataclass_type in dataclass_types:
         _inherit_help(dataclass_type)
-    parser = TrlParser(dataclass_types, description=description, allow_abbrev=False)
-    parser.add_argument("--config", metavar="FILE.yaml", help="options from a YAML file; the command line wins")
+    parser = TrlParser(
+        dataclass_types,
+        description=description,
+        epilog=examples(docstring),
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config", metavar="FILE.yaml", help=tr("Options from a YAML file. The command line wins over the file.")
+    )
     try:
         known, _ = parser.parse_known_args()
         if known.config is not None:
-            lists = {action.dest for action in parser._actions if action.nargs == "+"}
-            config = {
-                name: [value] if name in lists and isinstance(value, str) else value
-                for name, value in read_yaml(known.config, "--config").items()
-            }
-            unknown = parser.set_defaults_with_config(**config)
-            if unknown:
-                raise UserError(
-                    f"配置里有未知选项/unknown option in {known.config}: {unknown[0]} (--help lists the options)"
-                )
-        return list(parser.parse_args_into_dataclasses()[: len(dataclass_types)])
+            _use_as_defaults(parser, known.config)
+        *instances, unknown = parser.parse_args_into_dataclasses(return_remaining_strings=True)
     except ValueError as error:
-        raise UserError(f"参数有误/bad option: {error} (--help lists the options)") from error
+        raise UserError(tr("Bad option: {problem} (--help lists the options)", problem=error)) from error
+    if unknown:
+        raise UserError(tr("Unknown option {option}. --help lists the options.", option=unknown[0]))
+    return instances[: len(dataclass_types)]  # the instance after them holds --config
+
+
+def _inherit_help(dataclass_type: type) -> None:
+    """Give a field without help text the text of the inherited option. Such a field only changes a default."""
+    for field in dataclasses.fields(dataclass_type):
+        inherited = (base.__dataclass_fields__.get(field.name) for base in dataclass_type.__mro__[1:-1])
+        documented = next((f for f in inherited if f is not None and "help" in f.metadata), None)
+        if "help" not in field.metadata and documented is not None:
+            field.metadata = documented.metadata
+
+
+def _use_as_defaults(parser: TrlParser, file: str) -> None:
+    """Replace the defaults of the parser by the values in the YAML file.
+
+    TrlParser could read the file itself, but it would decode it in the encoding of the locale.
+    """
+    lists = {action.dest for action in parser._actions if action.nargs == "+"}  # no public attribute lists the options
+    config = {
+        name: [value] if name in lists and isinstance(value, str) else value
+        for name, value in read_yaml(file, "--config").items()
+    }
+    if unknown := parser.set_defaults_with_config(**config):
+        raise UserError(
+            tr("Unknown option {option} in {file}. --help lists the options.", option=unknown[0], file=file)
+        )
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs `main`; a UserError ends the program with one message and exit code 2, Ctrl-C with 130."""
+    """Run `main`. A UserError ends the program with one message and exit code 2, Ctrl-C with exit code 130."""
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8")  # Windows consoles and C locales default to something narrower
+        stream.reconfigure(encoding="utf-8")  # Windows consoles and C locales cannot print Chinese by default
     keep_freed_memory()
     try:
+        check_language()
         main()
     except UserError as error:
-        print(f"错误/error: {error}", file=sys.stderr)
+        print(tr("Error: {problem}", problem=error), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\n已中断/interrupted", file=sys.stderr)
+        print("\n" + tr("Interrupted."), file=sys.stderr)
         sys.exit(130)

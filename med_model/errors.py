@@ -1,5 +1,5 @@
-"""How the project says that the user can mend something."""
+"""The error that stands for a user's mistake."""
 
 
 class UserError(Exception):
-    """A mistake that the user can mend; the text names the thing, the value found and the next command."""
+    """A mistake that the user can correct. The message names the thing, the value found and the next command."""

@@ -1,47 +1,102 @@
-"""Files that the project reads and writes for itself: YAML, JSON, and whole directories put in place at once."""
+"""Read YAML and JSON. Write a file or a directory beside its target, then rename it."""
 
 import json
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from med_model.errors import UserError
+from med_model.language import tr
 from med_model.paths import ROOT
 
 
 def read_yaml(name: str, option: str) -> dict:
-    """The mapping in the YAML file that `option` names. UserError where there is none."""
-    file = Path(name) if Path(name).exists() else ROOT / name  # looked up as find_files does
+    """Read the mapping in the YAML file `name`, which the user gave with `option`.
+
+    A relative name is looked up in the working directory, then in the project, as in `find_files`.
+    Raise UserError if the file is missing, is not YAML, or holds something other than a mapping.
+    """
+    file = Path(name) if Path(name).exists() else ROOT / name
     if not file.is_file():
-        raise UserError(f"文件不存在/no file {name}: give {option} FILE.yaml")
+        raise UserError(
+            tr("There is no file {name}. Give {option} the name of a YAML file.", name=name, option=option)
+        )
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))  # TrlParser would take the locale's encoding
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"文件读不懂/cannot read {option} {name}: {error}") from error
+        raise UserError(
+            tr("Cannot read {option} {name}: {problem}", option=option, name=name, problem=error)
+        ) from error
     if not isinstance(content, dict):
-        raise UserError(f"应为 名称: 值/{option} {name} must map names to values, found {type(content).__name__}")
+        kind = type(content).__name__
+        raise UserError(
+            tr("{option} {name} must map names to values, found {kind}.", option=option, name=name, kind=kind)
+        )
     return content
 
 
+def read_json(file: str | Path) -> Any:
+    """Read the JSON value in a file that a command of this project wrote.
+
+    Raise UserError if the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(Path(file).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError) as error:  # ValueError: bad JSON or bad UTF-8
+        raise UserError(
+            tr("Cannot read {file}: {problem}. Run the command that writes it again.", file=file, problem=error)
+        ) from error
+
+
 def check_json_target(file: str | None) -> None:
-    """UserError where --json names a file in a folder that does not exist: before the work, not after it."""
+    """Raise UserError if the folder of the --json file does not exist. Called before the long work, not after it."""
     if file and not Path(file).resolve().parent.is_dir():
-        raise UserError(f"没有这个文件夹/no folder for --json {file}: make it first")
+        raise UserError(tr("There is no folder for --json {file}. Make the folder first.", file=file))
 
 
-def write_json(file: str, result: dict) -> None:
-    """Writes beside, then renames: there is never half a result under the name."""
-    partial = Path(f"{file}.partial")
-    partial.write_text(json.dumps(result, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    partial.replace(file)
+def write_json(file: str | Path, value: object) -> None:
+    """Write `value` as indented JSON to `file`, through `write_beside`."""
+    with write_beside(file) as partial:
+        partial.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def write_beside(target: str | Path) -> Iterator[Path]:
+    """Yield a new path beside `target`. Rename the file or directory written there to `target` at the end.
+
+    Nobody ever sees half of the content under the name `target`. After an error in the `with` block `target` is as
+    before, and the partial content is removed.
+    """
+    target = Path(target)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")  # two runs may write to one target
+    _remove(partial)
+    try:
+        yield partial
+        if partial.is_dir():
+            replace_directory(partial, target)
+        else:
+            partial.replace(target)
+    finally:
+        _remove(partial)
 
 
 def replace_directory(partial: Path, directory: Path) -> None:
-    """Puts the finished `partial` in the place of `directory`; there is never half a directory under its name."""
+    """Rename the finished directory `partial` to `directory`, and delete the directory that had this name before."""
     old = directory.with_name(f".{directory.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if directory.exists():
         directory.rename(old)
     partial.rename(directory)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

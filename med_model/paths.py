@@ -12,6 +12,10 @@ EXAM = ROOT / "sft" / "dataset" / "exam.jsonl"
 CHOICES = ROOT / "sft" / "dataset" / "choices.jsonl"
 DPO_DATA = ROOT / "dpo" / "dataset" / "train"
 HELDOUT_PAIRS = ROOT / "dpo" / "dataset" / "heldout"
+UNREAD_PAIRS = HELDOUT_PAIRS / "unread_topics.jsonl"
+
+KNOWLEDGE = ROOT / "corpus" / "knowledge"
+VAGUE_SENTENCES = ROOT / "corpus" / "vague.yaml"
 
 TOKENIZER = ROOT / "pre_training" / "py" / "med_tokenizer"
 BASE_MODEL = ROOT / "base_model__after_pretraining"
@@ -22,7 +26,7 @@ PRETRAINING_CHECKPOINTS = ROOT / "pre_training" / "py" / "med_model_checkpoints"
 SFT_CHECKPOINTS = ROOT / "sft" / "py" / "med_sft_checkpoints"
 DPO_CHECKPOINTS = ROOT / "dpo" / "py" / "med_dpo_checkpoints"
 
-# What makes a directory, for the error that names the next command.
+# The command that makes each directory. An error about a missing directory names it as the next step.
 MADE_BY = {
     TOKENIZER: "python pre_training/py/train_tokenizer.py",
     BASE_MODEL: "python pre_training/py/run_pretraining.py",
@@ -32,6 +36,6 @@ MADE_BY = {
 
 
 def shown(path: str | Path) -> str:
-    """The path as a user would type it: relative to the project where it lies inside."""
+    """Return the path as a user would type it: relative to the project if it lies inside the project."""
     path = Path(path).resolve()
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)

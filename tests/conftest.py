@@ -1,18 +1,24 @@
-"""What several test files need: a tiny tokenizer made by the project's own script, a tiny model, a script runner."""
+"""Shared by the tests: a tiny tokenizer made by the project's own script, a tiny model, a runner of scripts."""
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+os.environ["MED_MODEL_LANG"] = "en"  # the tests read the English messages
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: no test touches the network
 
 import pytest
+import train_tokenizer
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+from med_model import paths
+
 ROOT = Path(__file__).resolve().parent.parent
+TOKENIZER, PRETRAINING = "pre_training/py/train_tokenizer.py", "pre_training/py/run_pretraining.py"
+SFT, DPO, COMPARE = "sft/py/sft_train.py", "dpo/py/dpo_train.py", "compare_different_model.py"
+ROWS = 60  # of the bundled data in the small chain
 
 DISEASES = (
     "高血压",
@@ -42,31 +48,35 @@ ADVICE = (
 )
 
 
-def load_script(script: str):
-    """A script of the project as a module, for what is too slow to start once a case."""
-    name = script.removesuffix(".py").replace("/", ".")
-    spec = importlib.util.spec_from_file_location(name, ROOT / script)
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module
+STARTS_PROCESSES = {"run_script", "run_module", "chain"}  # fixtures
 
 
-def run_python(arguments: list, stdin: str | None, timeout: float) -> subprocess.CompletedProcess:
+def pytest_collection_modifyitems(items):
+    """Mark the tests that start scripts in processes of their own: `make test-fast` leaves them out."""
+    for item in items:
+        if STARTS_PROCESSES.intersection(item.fixturenames):
+            item.add_marker(pytest.mark.process)
+
+
+def run_python(
+    arguments: list, stdin: str | None = None, timeout: float = 300, cwd: Path = ROOT.parent, **environment: str
+) -> subprocess.CompletedProcess:
+    """Run Python in a process of its own, from another folder than the project's unless `cwd` names one."""
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         input=stdin,
         capture_output=True,
         text=True,
         encoding="utf-8",
-        cwd=ROOT.parent,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"},
+        cwd=cwd,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"} | environment,
         timeout=timeout,
     )
 
 
 @pytest.fixture(scope="session")
 def run_script():
-    """Runs a script of the project as a user does, from another folder; gives the finished process with its output."""
+    """A function that runs a script as a user does, from another folder, and returns the finished process."""
 
     def run(script: str, *options: object, stdin: str | None = None, timeout: float = 300):
         return run_python([ROOT / script, *options], stdin, timeout)
@@ -76,7 +86,7 @@ def run_script():
 
 @pytest.fixture(scope="session")
 def run_module():
-    """Runs `python -m MODULE`, as run_script does a script."""
+    """A function that runs `python -m MODULE`, as run_script does a script."""
 
     def run(module: str, *options: object, timeout: float = 300):
         return run_python(["-m", module, *options], None, timeout)
@@ -85,16 +95,17 @@ def run_module():
 
 
 @pytest.fixture(scope="session")
-def tokenizer_directory(tmp_path_factory, run_script) -> Path:
+def tokenizer_directory(tmp_path_factory) -> Path:
     """About 500 tokens, trained by pre_training/py/train_tokenizer.py on a few lines. For reading only."""
     folder = tmp_path_factory.mktemp("tokenizer")
     lines = [{"text": "\n".join(f"{disease}{advice}。" for advice in ADVICE)} for disease in DISEASES]
     (folder / "texts.jsonl").write_text(
         "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8"
     )
-    options = ("--data", folder / "texts.jsonl", "--output_model", folder / "tiny")
-    done = run_script("pre_training/py/train_tokenizer.py", *options)
-    assert done.returncode == 0, done.stderr
+    options = ["--data", str(folder / "texts.jsonl"), "--output_model", str(folder / "tiny")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["train_tokenizer.py", *options])
+        train_tokenizer.main()
     return folder / "tiny"
 
 
@@ -105,9 +116,9 @@ def tokenizer(tokenizer_directory):
 
 @pytest.fixture(scope="session")
 def random_gpt2(tokenizer):
-    """Makes an untrained GPT-2 for the tiny tokenizer, the same each time.
+    """A function that makes an untrained GPT-2 for the tiny tokenizer, the same each time.
 
-    At an initializer_range of 0.5 what comes next depends on all that came before; at the stock 0.02 hardly at all.
+    At an initializer_range of 0.5 the next token depends on all tokens before; at the stock 0.02 hardly at all.
     """
     import torch
 
@@ -148,3 +159,61 @@ def model_directory(tmp_path_factory, tokenizer) -> Path:
     GPT2LMHeadModel(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def run(run_script):
+    """Return a function that runs a script, checks its exit code, and returns both output streams as one text."""
+
+    def checked(script: str, *options: object, code: int = 0) -> str:
+        done = run_script(script, *options)
+        assert done.returncode == code, f"{script} {options}\n{done.stdout}\n{done.stderr}"
+        return done.stdout + done.stderr
+
+    return checked
+
+
+def first_rows(source: Path, target: Path, rows: int = ROWS) -> Path:
+    """Copy the first lines of a file to `target`."""
+    target.write_text("".join(source.read_text(encoding="utf-8").splitlines(keepends=True)[:rows]), encoding="utf-8")
+    return target
+
+
+class Chain:
+    """The folders and options of a small chain of all stages. The number of steps is given at each run."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.text = paths.PRETRAINING_DATA / "cardiology.jsonl"
+        self.rows = first_rows(paths.SFT_DATA / "cardiology.jsonl", folder / "rows.jsonl")
+        self.pairs = first_rows(paths.DPO_DATA / "cardiology.jsonl", folder / "pairs.jsonl")
+        self.tokenizer, self.base, self.sft, self.final = (
+            folder / name for name in ("tokenizer", "base", "sft", "final")
+        )
+        common = ["--save_steps", 2, "--eval_steps", 2, "--logging_steps", 1, "--save_total_limit", 9]
+        small = ["--per_device_train_batch_size", 2, *common]
+        self.pretraining = [
+            "--data",
+            self.text,
+            "--eval_data",
+            paths.HELDOUT_TEXT,
+            "--input_model",
+            self.tokenizer,
+            *small,
+        ]
+        self.sft_options = ["--data", self.rows, "--input_model", self.base, *small]
+        self.dpo_options = ["--data", self.pairs, "--input_model", self.sft, "--retention_model", self.base, *small]
+
+    def output(self, model: Path) -> list:
+        return ["--output_model", model, "--output_dir", self.folder / f"{model.name}_checkpoints"]
+
+
+@pytest.fixture(scope="session")
+def chain(tmp_path_factory, run) -> Chain:
+    """All stages, four steps each, on a small part of the bundled data. For reading only."""
+    made = Chain(tmp_path_factory.mktemp("chain"))
+    run(TOKENIZER, "--data", made.text, made.rows, "--output_model", made.tokenizer)
+    run(PRETRAINING, *made.pretraining, *made.output(made.base), "--max_steps", 4)
+    run(SFT, *made.sft_options, *made.output(made.sft), "--max_steps", 4)
+    run(DPO, *made.dpo_options, *made.output(made.final), "--max_steps", 4)
+    return made

@@ -1,4 +1,4 @@
-"""corpus/build.py and the data sets that it made."""
+"""corpus/build.py, its modules, and its data sets."""
 
 import copy
 import json
@@ -7,17 +7,18 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import build
 import pytest
 import yaml
-from conftest import load_script
+from checks import check_corpus
+from pairs import COMPOSED_FLAWS, composed_rejection
+from rows import rows_by_file
+from text import characters, sentences, shingles
 
 from med_model import paths
-from med_model.measures.safety import declines_dose
+from med_model.measures.safety import DOSE, declines_dose
 
 DATASETS = ("pre_training/dataset", "sft/dataset", "dpo/dataset")
-
-
-builder = load_script("corpus/build.py")
 
 
 def files_below(root: Path) -> dict[str, bytes]:
@@ -41,7 +42,8 @@ def training_text() -> str:
 # the bundled data
 
 
-def test_the_builder_makes_every_bundled_file_byte_for_byte_and_no_other(run_script, tmp_path):
+@pytest.mark.process
+def test_build_writes_every_bundled_file_byte_for_byte_and_no_other(run_script, tmp_path):
     done = run_script("corpus/build.py", "--root", tmp_path)
     assert done.returncode == 0, done.stderr
     made, bundled = files_below(tmp_path), files_below(paths.ROOT)
@@ -49,7 +51,7 @@ def test_the_builder_makes_every_bundled_file_byte_for_byte_and_no_other(run_scr
     assert [name for name in made if made[name] != bundled[name]] == []
 
 
-AT_LEAST = {  # what the corpus promises; the test prints what it has
+AT_LEAST = {  # the promised counts; the test prints the real ones
     "topics trained": 240,
     "topics held out": 15,
     "symptoms": 30,
@@ -58,7 +60,7 @@ AT_LEAST = {  # what the corpus promises; the test prints what it has
     "first-aid situations": 20,
     "prevention topics": 15,
     "characters of written articles": 250_000,
-    "characters an article, on average": 1_050,
+    "characters per article, on average": 1_050,
     "characters of the shortest article": 600,
     "SFT rows": 5_000,
     "SFT rows of the topic that has the fewest": 15,
@@ -78,13 +80,13 @@ OFF_TOPIC = ("寒暄与闲聊", "生活与其他话题")
 
 
 def corpus_counts() -> dict[str, float]:
-    departments = builder.load_departments(sorted(builder.KNOWLEDGE.glob("*.yaml")))
+    departments = build.read_departments(sorted(paths.KNOWLEDGE.glob("*.yaml")))
     kinds = Counter(topic["kind"] for department in departments for topic in department["topics"])
     written = [row for row in rows_of(paths.PRETRAINING_DATA) if not row["derived"]]
-    lengths = [builder.characters(row["text"]) for row in [*written, *rows_of(paths.HELDOUT_TEXT)]]
+    lengths = [characters(row["text"]) for row in [*written, *rows_of(paths.HELDOUT_TEXT)]]
     rows, heldout = rows_of(paths.SFT_DATA), rows_of(paths.HELDOUT_QUESTIONS)
     trained = {row["topic"] for row in written}
-    heldout_of_topic = Counter(row["topic"] for row in heldout)
+    heldout_per_topic = Counter(row["topic"] for row in heldout)
     return {
         "topics trained": len(trained),
         "topics held out": len(rows_of(paths.HELDOUT_TEXT)),
@@ -94,7 +96,7 @@ def corpus_counts() -> dict[str, float]:
         "first-aid situations": kinds["first_aid"],
         "prevention topics": kinds["prevention"],
         "characters of written articles": sum(lengths),
-        "characters an article, on average": sum(lengths) / len(lengths),
+        "characters per article, on average": sum(lengths) / len(lengths),
         "characters of the shortest article": min(lengths),
         "SFT rows": len(rows),
         "SFT rows of the topic that has the fewest": min(Counter(row["topic"] for row in rows).values()),
@@ -104,7 +106,7 @@ def corpus_counts() -> dict[str, float]:
         "rows about the assistant": sum(row["topic"] == "关于助手" for row in rows),
         "off-topic rows": sum(row["topic"] in OFF_TOPIC for row in rows),
         "held-out wordings": len(heldout),
-        "held-out wordings of the topic that has the fewest": min(heldout_of_topic[topic] for topic in trained),
+        "held-out wordings of the topic that has the fewest": min(heldout_per_topic[topic] for topic in trained),
         "preference pairs": len(rows_of(paths.DPO_DATA)),
         "held-out preference pairs": len(rows_of(paths.HELDOUT_PAIRS)),
         "multiple-choice items": len(rows_of(paths.CHOICES)),
@@ -112,7 +114,7 @@ def corpus_counts() -> dict[str, float]:
     }
 
 
-def test_the_bundled_corpus_has_the_counts_that_it_promises(capsys):
+def test_corpus_has_the_counts_that_it_promises(capsys):
     counts = corpus_counts()
     with capsys.disabled():
         print()
@@ -122,41 +124,41 @@ def test_the_bundled_corpus_has_the_counts_that_it_promises(capsys):
     assert counts.keys() == AT_LEAST.keys()
 
 
-def test_every_article_has_questions_and_pairs_of_its_topic():
+def test_topic_of_every_article_has_questions_and_pairs():
     articles = {row["topic"] for row in rows_of(paths.PRETRAINING_DATA)}
     assert {row["topic"] for row in rows_of(paths.SFT_DATA)} == articles
     assert {row["topic"] for row in rows_of(paths.DPO_DATA)} == articles
 
 
-def test_no_heldout_wording_stands_in_any_training_file(training_text):
+def test_heldout_wording_is_in_no_training_file(training_text):
     wordings = [row["instruction"] for row in [*rows_of(paths.HELDOUT_QUESTIONS), *rows_of(paths.EXAM)]]
     assert len(wordings) > 300
     assert [wording for wording in wordings if wording in training_text] == []
 
 
-def test_no_heldout_document_is_trained_on_in_part(training_text):
+def test_heldout_document_has_no_sentence_in_a_training_file(training_text):
     documents = rows_of(paths.HELDOUT_TEXT)
-    sentences = [s for row in documents for s in builder.sentences(row["text"]) if len(s) >= 13]
-    assert len(documents) >= 5 and len(sentences) > 50
-    assert [sentence for sentence in sentences if sentence in training_text] == []
+    long = [sentence for row in documents for sentence in sentences(row["text"]) if len(sentence) >= 13]
+    assert len(documents) >= 5 and len(long) > 50
+    assert [sentence for sentence in long if sentence in training_text] == []
 
 
-def test_a_heldout_document_shares_hardly_a_run_of_characters_with_all_that_is_trained_on(training_text):
-    trained = builder.shingles(training_text, 13)
+def test_heldout_document_shares_at_most_1_percent_of_its_shingles_with_the_training_files(training_text):
+    trained = shingles(training_text, 13)
     documents = rows_of(paths.HELDOUT_TEXT)
     assert len(documents) >= 15
     for row in documents:
-        runs = builder.shingles(row["text"], 13)
+        runs = shingles(row["text"], 13)
         assert len(runs & trained) <= 0.01 * len(runs), row["topic"]
 
 
-def test_pairs_marked_unread_and_choices_are_of_topics_that_nothing_is_trained_on():
+def test_unread_pairs_and_choices_belong_to_the_heldout_topics():
     topics = {row["topic"] for row in rows_of(paths.HELDOUT_TEXT)}
     assert {row["topic"] for row in rows_of(paths.HELDOUT_PAIRS) if row.get("unread")} == topics
     assert {row["topic"] for row in rows_of(paths.CHOICES)} == topics
 
 
-def test_one_question_of_each_trained_topic_is_read_about_and_neither_asked_nor_preferred():
+def test_one_question_per_trained_topic_is_read_in_pretraining_but_not_in_sft_or_dpo():
     read = {row["topic"] for row in rows_of(paths.PRETRAINING_DATA) if not row["derived"]}
     heldout = [row for row in rows_of(paths.HELDOUT_PAIRS) if not row.get("unread")]
     chosen = {row["topic"]: row["response_chosen"] for row in heldout}
@@ -164,36 +166,36 @@ def test_one_question_of_each_trained_topic_is_read_about_and_neither_asked_nor_
     trained = {row.get("output") for row in rows_of(paths.SFT_DATA)}
     trained |= {row[side] for row in rows_of(paths.DPO_DATA) for side in ("response_chosen", "response_rejected")}
     assert [answer for answer in chosen.values() if answer in trained] == []
-    # A bad answer that the model knows would win by being known.
+    # A model would prefer a bad answer from its training text.
     assert [
         row for row in heldout if row["flaw"] in ("other_topic", "vague") and row["response_rejected"] in trained
     ] == []
 
 
 def test_vague_sentences_of_heldout_pairs_are_in_no_training_pair(training_text):
-    vague = yaml.safe_load((builder.KNOWLEDGE.parent / "vague.yaml").read_text(encoding="utf-8"))
+    vague = yaml.safe_load(paths.VAGUE_SENTENCES.read_text(encoding="utf-8"))
     assert len(vague["held_out"]) >= 10 and all(sentence in training_text for sentence in vague["training"])
     assert [sentence for sentence in vague["held_out"] if sentence in training_text] == []
 
 
-def test_no_answer_of_an_unread_pair_stands_in_a_training_file(training_text):
+def test_answers_of_unread_pairs_are_in_no_training_file(training_text):
     pairs = [row for row in rows_of(paths.HELDOUT_PAIRS) if row.get("unread")]
     answers = {row["response_chosen"] for row in pairs}
-    # One that repeats itself may repeat "不建议" on both sides: that is what makes it what it is.
+    # A repetition may consist of a common clause like "不建议".
     answers |= {row["response_rejected"] for row in pairs if row["flaw"] != "repetition"}
     assert len(answers) > 300
     assert [answer for answer in answers if answer in training_text] == []
 
 
-def test_multiple_choice_puts_the_right_answer_anywhere_and_its_length_does_not_give_it_away():
+def test_choices_reveal_the_right_answer_neither_by_position_nor_by_length():
     items = rows_of(paths.CHOICES)
-    places = Counter(item["answer"] for item in items)
-    assert min(places[place] for place in range(4)) >= 0.15 * len(items)
+    positions = Counter(item["answer"] for item in items)
+    assert min(positions[position] for position in range(4)) >= 0.15 * len(items)
     longest = sum(max(map(len, item["options"])) == len(item["options"][item["answer"]]) for item in items)
     assert longest <= 0.5 * len(items)
 
 
-def test_an_answer_that_declines_a_dose_is_told_from_all_others_by_the_rule_of_the_measures():
+def test_declines_dose_separates_declining_answers_from_all_others():
     rows = rows_of(paths.HELDOUT_QUESTIONS)
     declining = [declines_dose(row["output"]) for row in rows if row.get("declines") == "dose"]
     others = [declines_dose(row["output"]) for row in rows if "declines" not in row]
@@ -201,12 +203,14 @@ def test_an_answer_that_declines_a_dose_is_told_from_all_others_by_the_rule_of_t
     assert sum(others) <= 0.01 * len(others)
 
 
-def test_the_exam_has_100_different_questions_whose_key_facts_only_the_answer_gives():
+def test_exam_has_100_different_questions_with_key_facts_that_only_the_answer_holds():
     exam = rows_of(paths.EXAM)
     assert len(exam) == len({row["instruction"] for row in exam}) == 100
-    of_department = {file.stem: {row["topic"] for row in rows_of(file)} for file in paths.SFT_DATA.glob("*.jsonl")}
+    topics_by_department = {
+        file.stem: {row["topic"] for row in rows_of(file)} for file in paths.SFT_DATA.glob("*.jsonl")
+    }
     assert len({row["topic"] for row in exam}) >= 90
-    assert [d for d, topics in of_department.items() if sum(row["topic"] in topics for row in exam) < 2] == []
+    assert [d for d, topics in topics_by_department.items() if sum(row["topic"] in topics for row in exam) < 2] == []
     for row in exam:
         assert row["key_facts"], row["instruction"]
         for fact in row["key_facts"]:
@@ -214,36 +218,36 @@ def test_the_exam_has_100_different_questions_whose_key_facts_only_the_answer_gi
             assert fact not in row["instruction"] and fact not in row["topic"], row["instruction"]
 
 
-def test_length_does_not_give_the_better_answer_away():
+def test_pairs_do_not_reveal_the_chosen_answer_by_length():
     pairs = [*rows_of(paths.DPO_DATA), *rows_of(paths.HELDOUT_PAIRS)]
     shorter = sum(len(row["response_chosen"]) < len(row["response_rejected"]) for row in pairs) / len(pairs)
     assert 0.45 <= shorter <= 0.55
     for flaw in {row["flaw"] for row in pairs}:
-        of_flaw = [len(p["response_chosen"]) < len(p["response_rejected"]) for p in pairs if p["flaw"] == flaw]
-        assert 0.35 <= sum(of_flaw) / len(of_flaw) <= 0.65, flaw
-    composed = [row for row in pairs if row["flaw"] in builder.COMPOSED_FLAWS]
+        selected = [len(p["response_chosen"]) < len(p["response_rejected"]) for p in pairs if p["flaw"] == flaw]
+        assert 0.35 <= sum(selected) / len(selected) <= 0.65, flaw
+    composed = [row for row in pairs if row["flaw"] in COMPOSED_FLAWS]
     differences = [abs(len(row["response_chosen"]) - len(row["response_rejected"])) for row in composed]
     assert sum(difference <= 5 for difference in differences) >= 0.9 * len(composed)
 
 
-def test_no_pair_prefers_an_answer_to_itself_or_to_nothing():
+def test_pairs_have_a_rejected_answer_that_is_neither_blank_nor_the_chosen_one():
     for row in [*rows_of(paths.DPO_DATA), *rows_of(paths.HELDOUT_PAIRS)]:
         assert row["response_rejected"].strip() not in ("", row["response_chosen"]), row["question"]
 
 
-# the checker
+# checks.py and overlap.py
 
 
 @pytest.fixture(scope="module")
 def good() -> dict:
-    """Two topics without a fault, as the writer of a department would hand them in."""
-    department = yaml.safe_load((builder.KNOWLEDGE / "cardiology.yaml").read_text(encoding="utf-8"))
+    """Return a department of two topics without a fault."""
+    department = yaml.safe_load((paths.KNOWLEDGE / "cardiology.yaml").read_text(encoding="utf-8"))
     topics = [topic for topic in department["topics"] if not topic.get("held_out")][:2]
     topics[0]["conversations"] = [
         [{role: "头疼的话要先量血压，再看别的原因，不要自己乱吃药。"} for role in ("user", "assistant")] * 2
     ]
     department = {**department, "topics": topics}
-    assert builder.check_corpus([department]) == []
+    assert check_corpus([department]) == []
     return department
 
 
@@ -286,19 +290,19 @@ def same_topic_twice(department):
 
 def same_sentence_in_two_articles(department):
     one, two = department["topics"]
-    sentence = next(s for s in builder.sentences(one["article"]) if 20 <= len(s) <= 60)
+    sentence = next(s for s in sentences(one["article"]) if 20 <= len(s) <= 60)
     two["article"] = two["article"].strip()[: -len(sentence)].rsplit("。", 1)[0] + "。" + sentence
 
 
 def copied_without_the_same_sentence(department):
-    """Half of an article again, its sentences joined in another way."""
+    """Copy half of an article into the other one, with its sentences joined in another way."""
     one, two = department["topics"]
     half = one["article"].strip()[:400].replace("。", "；")
     two["article"] = half.rsplit("；", 1)[0] + "。" + two["article"].strip()[-300:].split("。", 1)[1]
 
 
-def two_articles_from_one_mould(department):
-    """A tenth of an article again with the other topic's name in it, cut so that no run of 13 characters returns."""
+def two_articles_from_one_template(department):
+    """Copy a tenth of an article with the other topic's name in it, without a common run of 13 characters."""
     one, two = department["topics"]
     runs = [one["article"].replace("\n", "")[i : i + 12] for i in range(100, 400, 12)]
     filled = "，又".join(run.replace(one["topic"], two["topic"]) for run in runs)
@@ -338,47 +342,50 @@ FAULTS = {
     "an unbalanced bracket": (in_article("”", ""), "unbalanced"),
     "an ASCII quote": (in_article("血压", '"血压'), "ASCII double quote"),
     "traditional characters": (in_article("血压", "血壓"), "traditional characters 壓"),
-    "a dose in the article": (in_article("血压", "每次5 mg的血压"), "article: a dose: 5 mg"),
+    "a dose in the article": (in_article("血压", "每次5 mg的血压"), "article: it names the dose 5 mg"),
     "an unknown kind": (lambda d: d["topics"][0].update(kind="illness"), "unknown kind illness"),
     "an answer too short": (question_field("answer", lambda q, t: "要。"), "answer: 2 characters"),
     "a dose in the answer": (
         question_field("answer", lambda q, t: q["answer"][:-1] + "，每日三次。"),
-        "a dose in the answer: 每日三次",
+        ", answer: it names the dose 每日三次",
     ),
     "tablets in the answer": (
         question_field("answer", lambda q, t: q["answer"][:-1] + "，每次吃两片。"),
-        "a dose in the answer: 吃两片",
+        ", answer: it names the dose 吃两片",
     ),
-    "five wordings": (question_field("wordings", lambda q, t: q["wordings"][:5]), "want 6 different"),
+    "five wordings": (
+        question_field("wordings", lambda q, t: q["wordings"][:5]),
+        "write 6 different training wordings",
+    ),
     "the same wording twice": (
         question_field("wordings", lambda q, t: [*q["wordings"][:5], q["wordings"][0]]),
-        "want 6 different",
+        "write 6 different training wordings",
     ),
     "a held-out wording that is trained": (
         question_field("heldout", lambda q, t: q["wordings"][2]),
-        "held-out .* is 0 edits from",
+        "held-out wording .* is 0 edits from",
     ),
     "a held-out wording near a trained one": (
         question_field("heldout", lambda q, t: q["wordings"][1] + "呀"),
         "is 1 edits from",
     ),
     "a held-out wording near one of another question": (heldout_near_a_wording_of_another_question, "is 1 edits from"),
-    "one key fact": (question_field("key_facts", lambda q, t: q["key_facts"][:1]), "want 2-5 key_facts"),
+    "one key fact": (question_field("key_facts", lambda q, t: q["key_facts"][:1]), "1 key_facts, write 2 to 5"),
     "a key fact that the answer lacks": (
         question_field("key_facts", lambda q, t: [*q["key_facts"], "青霉素"]),
         "key fact 青霉素 is not in the answer",
     ),
     "a key fact in the topic's name": (
         question_field("key_facts", lambda q, t: [*q["key_facts"], t["topic"][:2]]),
-        "gives the topic's name",
+        "overlaps with the topic's name",
     ),
     "a key fact in a wording": (
         question_field("wordings", lambda q, t: [*q["wordings"][:5], first_key_fact(q) + "是什么"]),
-        "stands in the wording",
+        "is in the wording",
     ),
     "a key fact in the held-out wording": (
         question_field("heldout", lambda q, t: q["heldout"] + first_key_fact(q)),
-        "stands in the wording",
+        "is in the wording",
     ),
     "an emergency without a call for help": (
         question_field("emergency", lambda q, t: True),
@@ -388,46 +395,50 @@ FAULTS = {
         question_field("answer", lambda q, t: "立即拨打120，" + q["answer"]),
         "says 120 or 急诊 in its first sentence",
     ),
-    "two articles from one mould": (two_articles_from_one_mould, "of their 8-character shingles"),
-    "an unknown reason to decline": (question_field("declines", lambda q, t: "mood"), "declines is dose or diagnosis"),
+    "two articles from one template": (two_articles_from_one_template, "of their 8-character shingles"),
+    "an unknown reason to decline": (
+        question_field("declines", lambda q, t: "mood"),
+        "`declines` is dose or diagnosis, not mood",
+    ),
     "an unknown flaw": (rejected_field("flaw", "boring"), "unknown flaw boring"),
     "a rejected answer far too short": (
         rejected_field("text", "这没有什么大不了的，你随便吃点什么药吧。"),
-        r"rejected has \d+ characters",
+        r"the rejected answer has \d+ characters",
     ),
     "a rejected answer without an end": (
         question_field("rejected", lambda q, t: {**q["rejected"], "text": q["rejected"]["text"].rstrip("。")}),
-        "rejected: does not end",
+        "rejected answer: it does not end",
     ),
-    "a dose in a conversation": (dose_in_a_conversation, "conversation: a dose: 5 mg"),
+    "a dose in a conversation": (dose_in_a_conversation, "conversation: it names the dose 5 mg"),
     "a conversation of one round": (conversation("user", "assistant"), "two rounds or more"),
     "a conversation that does not alternate": (conversation("user", "user", "assistant", "assistant"), "alternates"),
     "a conversation that ends with the user": (
         conversation("user", "assistant", "user", "assistant", "user"),
         "alternates",
     ),
-    "two topics of one name": (same_topic_twice, "the topic stands 2 times"),
-    "a sentence in two articles": (same_sentence_in_two_articles, "the sentence stands 2 times"),
+    "two topics of one name": (same_topic_twice, "2 topics have this name"),
+    "a sentence in two articles": (same_sentence_in_two_articles, "this sentence occurs 2 times"),
     "an article copied in part": (copied_without_the_same_sentence, "the articles share"),
     "a wording in two topics": (same_wording_in_two_topics, "two questions share the wording"),
     "a wording in two questions": (same_wording_in_two_questions, "two questions share the wording"),
 }
 
 
-@pytest.mark.parametrize("plant, told", FAULTS.values(), ids=FAULTS)
-def test_the_checker_finds(good, plant, told):
+@pytest.mark.parametrize("plant, message", FAULTS.values(), ids=FAULTS)
+def test_check_corpus_finds(good, plant, message):
     department = copy.deepcopy(good)
     plant(department)
-    faults = builder.check_corpus([department])
-    assert any(re.search(told, fault) for fault in faults), faults
+    faults = check_corpus([department])
+    assert any(re.search(message, fault) for fault in faults), faults
 
 
-def test_laboratory_values_are_no_doses():
+def test_dose_does_not_match_laboratory_values():
     for text in ("尿蛋白150毫克/升", "血糖7.0毫摩尔/升", "每天快走30分钟", "每年查一次", "血压140/90毫米汞柱"):
-        assert not builder.DOSE.search(text), text
+        assert not DOSE.search(text), text
 
 
-def test_a_faulty_file_is_refused_with_exit_code_2_and_its_faults(good, run_script, tmp_path):
+@pytest.mark.process
+def test_check_ends_with_exit_code_2_and_the_faults_of_a_faulty_file(good, run_script, tmp_path):
     department = copy.deepcopy(good)
     department["topics"][0]["kind"] = "illness"
     file = tmp_path / "faulty.yaml"
@@ -438,13 +449,13 @@ def test_a_faulty_file_is_refused_with_exit_code_2_and_its_faults(good, run_scri
     assert not (tmp_path / "out").exists()
 
 
-# the builder
+# pairs.py and rows.py
 
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("longer", [True, False])
-@pytest.mark.parametrize("flaw", builder.COMPOSED_FLAWS)
-def test_a_composed_bad_answer_is_longer_or_shorter_than_the_good_one_as_asked(flaw, longer, seed):
+@pytest.mark.parametrize("flaw", COMPOSED_FLAWS)
+def test_composed_rejection_is_longer_or_shorter_than_the_answer_as_requested(flaw, longer, seed):
     answer = "高血压患者要少盐少油，每天快走半小时。按时复查，把结果记下来。有变化就去医院看看。"
     others = [
         "咳嗽两周以上要查胸片。多喝水，别抽烟。",
@@ -453,7 +464,7 @@ def test_a_composed_bad_answer_is_longer_or_shorter_than_the_good_one_as_asked(f
         "休息。" * 12,
     ]
     vague = ["这个情况因人而异，" + "很" * number + "难讲。" for number in range(8)]
-    text = builder.composed_rejection(flaw, answer, others, vague, longer, random.Random(seed))
+    text = composed_rejection(flaw, answer, others, vague, longer, random.Random(seed))
     assert text and text != answer
     assert (len(text) > len(answer)) == longer
     if flaw != "other_topic":
@@ -461,15 +472,15 @@ def test_a_composed_bad_answer_is_longer_or_shorter_than_the_good_one_as_asked(f
     assert (text[-1] in "。！？") == (flaw != "no_ending")
 
 
-def test_a_new_topic_changes_neither_the_questions_of_the_others_nor_which_are_held_out_and_examined(good):
+def test_new_topic_changes_neither_questions_nor_heldout_questions_nor_exam_of_the_others(good):
     vague = {
         side: [f"{number}个人有{number}种说法，{side}。" for number in range(20)] for side in ("training", "held_out")
     }
     third = {**copy.deepcopy(good["topics"][1]), "topic": "新的主题"}
-    before = builder.build([good], vague)
-    after = builder.build([{**good, "topics": [third, *good["topics"]]}], vague)
+    before = rows_by_file([good], vague)
+    after = rows_by_file([{**good, "topics": [third, *good["topics"]]}], vague)
     for path, rows in before.items():
         again = [row for row in after[path] if row["topic"] != "新的主题"]
-        if path.startswith("dpo/"):  # the bad answers may come from another topic; the questions may not change
+        if path.is_relative_to(paths.DPO_DATA.parent):  # a bad answer may come from another topic, a question may not
             again, rows = ([row["question"] for row in part] for part in (again, rows))
         assert again == rows, path

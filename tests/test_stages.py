@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,219 +10,195 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import COMPARE, DPO, PRETRAINING, ROOT, ROWS, SFT, TOKENIZER, Chain
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from med_model import paths
-
-ROWS = 60
-TOKENIZER, PRETRAINING = "pre_training/py/train_tokenizer.py", "pre_training/py/run_pretraining.py"
-SFT, DPO, COMPARE = "sft/py/sft_train.py", "dpo/py/dpo_train.py", "compare_different_model.py"
+pytestmark = pytest.mark.process
+STAGES = ("pretraining", "sft", "dpo")
 
 
-@pytest.fixture(scope="session")
-def run(run_script):
-    """Runs a script; gives what it printed, both streams, after checking the exit code."""
-
-    def checked(script: str, *options: object, code: int = 0) -> str:
-        done = run_script(script, *options)
-        assert done.returncode == code, f"{script} {options}\n{done.stdout}\n{done.stderr}"
-        return done.stdout + done.stderr
-
-    return checked
+def stage_of(chain: Chain, name: str) -> tuple[str, list, Path]:
+    """Return the script of a stage, its options in the chain, and its published model."""
+    return {
+        "pretraining": (PRETRAINING, chain.pretraining, chain.base),
+        "sft": (SFT, chain.sft_options, chain.sft),
+        "dpo": (DPO, chain.dpo_options, chain.final),
+    }[name]
 
 
-def first_rows(source: Path, target: Path) -> Path:
-    target.write_text("".join(source.read_text(encoding="utf-8").splitlines(keepends=True)[:ROWS]), encoding="utf-8")
-    return target
+def output_options(folder: Path) -> list:
+    return ["--output_model", folder / "model", "--output_dir", folder / "checkpoints"]
 
 
-class Chain:
-    """The folders and commands of a small chain; a stage's options but for the steps stand in its list."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.text = paths.PRETRAINING_DATA / "cardiology.jsonl"
-        self.rows = first_rows(paths.SFT_DATA / "cardiology.jsonl", folder / "rows.jsonl")
-        self.pairs = first_rows(paths.DPO_DATA / "cardiology.jsonl", folder / "pairs.jsonl")
-        self.tokenizer, self.base, self.sft, self.final = (
-            folder / name for name in ("tokenizer", "base", "sft", "final")
-        )
-        common = ["--save_steps", 2, "--eval_steps", 2, "--logging_steps", 1, "--save_total_limit", 9]
-        small = ["--per_device_train_batch_size", 2, *common]
-        self.pretraining = [
-            "--data",
-            self.text,
-            "--eval_data",
-            paths.HELDOUT_TEXT,
-            "--input_model",
-            self.tokenizer,
-            *small,
-        ]
-        self.sft_options = ["--data", self.rows, "--input_model", self.base, *small]
-        self.dpo_options = ["--data", self.pairs, "--input_model", self.sft, "--retention_model", self.base, *small]
-
-    def output(self, model: Path) -> list:
-        return ["--output_model", model, "--output_dir", self.folder / f"{model.name}_checkpoints"]
+def read_log(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.fixture(scope="session")
-def chain(tmp_path_factory, run) -> Chain:
-    made = Chain(tmp_path_factory.mktemp("chain"))
-    run(TOKENIZER, "--data", made.text, made.rows, "--output_model", made.tokenizer)
-    run(PRETRAINING, *made.pretraining, *made.output(made.base), "--max_steps", 4)
-    run(SFT, *made.sft_options, *made.output(made.sft), "--max_steps", 4)
-    run(DPO, *made.dpo_options, *made.output(made.final), "--max_steps", 4)
-    return made
+def read_json(file: Path):
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def test_every_stage_publishes_a_plain_hugging_face_directory(chain):
     for directory in (chain.base, chain.sft, chain.final):
         names = {path.name for path in directory.iterdir()}
         assert {"config.json", "model.safetensors", "generation_config.json", "tokenizer.json"} <= names
-        assert {"chat_template.jinja", "metrics.json", "README.md", "loss_curve.png"} <= names
+        assert {"chat_template.jinja", "metrics.json", "history.json", "README.md", "loss_curve.png"} <= names
         assert not [name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
         model = AutoModelForCausalLM.from_pretrained(directory)
         assert len(AutoTokenizer.from_pretrained(directory)) == model.config.vocab_size
 
 
-def test_dpo_publishes_a_share_of_what_it_changed(chain):
+def test_every_stage_publishes_the_history_that_its_log_file_has(chain):
+    for directory in (chain.base, chain.sft, chain.final):
+        history = read_json(directory / "history.json")
+        assert history == read_log(chain.folder / f"{directory.name}_checkpoints")
+        assert [entry["step"] for entry in history if "loss" in entry] == [1, 2, 3, 4]
+        assert {2, 4} <= {entry["step"] for entry in history if "eval_loss" in entry}
+
+
+def test_dpo_publishes_a_share_of_its_change(chain):
     last = chain.folder / "final_checkpoints" / "checkpoint-4"
-    best = json.loads((last / "trainer_state.json").read_text(encoding="utf-8"))["best_model_checkpoint"]
-    sft, trained, final = (load_file(of / "model.safetensors") for of in (chain.sft, Path(best), chain.final))
+    best = Path(read_json(last / "trainer_state.json")["best_model_checkpoint"])
+    sft, trained, final = (load_file(folder / "model.safetensors") for folder in (chain.sft, best, chain.final))
     assert all(not torch.equal(sft[name], trained[name]) for name in sft)
     for name, weights in final.items():
         share = 0 if name in ("transformer.wte.weight", "transformer.wpe.weight") else 0.75
         torch.testing.assert_close(weights, sft[name] + share * (trained[name] - sft[name]))
 
 
-def test_metrics_say_what_each_stage_reached(chain):
+def test_metrics_of_each_stage_have_its_measures_with_intervals(chain):
     wanted = {
         chain.base: {"bits_per_byte"},
         chain.sft: {"bits_per_byte", "stopped", "repeated_4grams"},
         chain.final: {"bits_per_byte", "stopped", "repeated_4grams", "preference_accuracy", "preference_margin"},
     }
     for directory, names in wanted.items():
-        metrics = json.loads((directory / "metrics.json").read_text(encoding="utf-8"))
+        metrics = read_json(directory / "metrics.json")
         assert {"parameters", "tokens_seen", "training_seconds", "settings"} <= set(metrics)
         assert names <= set(metrics["measures"])
-        assert all(of["low"] <= of["value"] <= of["high"] and of["n"] for of in metrics["measures"].values())
+        for measure in metrics["measures"].values():
+            assert measure["low"] <= measure["value"] <= measure["high"] and measure["n"]
 
 
-@pytest.mark.parametrize("stage", ["pretraining", "sft", "dpo"])
-def test_a_dry_run_tells_what_the_run_would_take_and_writes_no_model(chain, stage, run, tmp_path):
-    script, options = {
-        "pretraining": (PRETRAINING, chain.pretraining),
-        "sft": (SFT, chain.sft_options),
-        "dpo": (DPO, chain.dpo_options),
-    }[stage]
-    output = ["--output_model", tmp_path / "model", "--output_dir", tmp_path / "checkpoints"]
-    printed = run(script, *options, *output, "--max_steps", 4, "--dry_run")
-    for said in ("device cpu", "versions", "peak about", "need", "4 步/steps", "time left"):
-        assert said in printed, said
-    assert not (tmp_path / "model").exists() and not list(tmp_path.glob("checkpoints/checkpoint-*"))
+ONCE = (
+    "Device: cpu, ",
+    "Versions: Python ",
+    "Memory: about ",
+    "Disk: ",
+    r"Training: [\d,]+ tokens per epoch, ",
+    "Time left: about ",
+)  # the starts of the lines that a run prints once: the pre-flight and the time left
 
 
-def test_what_goes_wrong_in_a_run_is_told_and_kept_with_the_model(chain, run, tmp_path):
-    output = ["--output_model", tmp_path / "model", "--output_dir", tmp_path / "checkpoints"]
-    printed = run(SFT, *chain.sft_options, *output, "--eval_data", chain.rows, "--max_steps", 2)
-    [warning] = json.loads((tmp_path / "model" / "metrics.json").read_text(encoding="utf-8"))["warnings"]
-    assert f"{ROWS} of {ROWS} held-out records also stand in the training data" in warning and warning in printed
+def unwrapped(printed: str) -> str:
+    """Return all words that were printed, with one space between two: a long message goes over several lines."""
+    return " ".join(printed.split())
+
+
+def count_lines(printed: str, start: str) -> int:
+    """Return how many lines begin with the pattern `start`."""
+    return len(re.findall(f"^{start}", printed, re.MULTILINE))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_dry_run_prints_the_preflight_and_the_time_left_and_writes_nothing(chain, stage, run, tmp_path):
+    script, options, _ = stage_of(chain, stage)
+    # Evaluation, saving and logging are due at steps 2 and 4 of these options.
+    printed = run(script, *options, *output_options(tmp_path), "--max_steps", 8, "--dry_run")
+    for start in ONCE:
+        assert count_lines(printed, start) == 1, f"{start}\n{printed}"
+    text = unwrapped(printed)
+    assert "at the peak" in text and "needed for" in text and " 8 steps." in text
+    assert count_lines(printed, r"\[\d") == 0, "a progress line of a log or an evaluation"
+    written = [path.name for path in tmp_path.rglob("*") if path.is_file()]
+    # Only the reference log-probabilities of DPO stay: the training itself would read them.
+    assert [name for name in written if not name.startswith("reference_")] == []
+
+
+def test_a_warning_is_printed_and_kept_with_the_model(chain, run, tmp_path):
+    printed = run(SFT, *chain.sft_options, *output_options(tmp_path), "--eval_data", chain.rows, "--max_steps", 2)
+    [warning] = read_json(tmp_path / "model" / "metrics.json")["warnings"]
+    assert f"{ROWS} of {ROWS} held-out records also stand in the training data" in warning and warning in unwrapped(
+        printed
+    )
 
 
 def test_a_training_that_diverges_ends_with_code_2_and_publishes_nothing(chain, run, tmp_path):
-    output = ["--output_model", tmp_path / "model", "--output_dir", tmp_path / "checkpoints"]
     wild = ["--learning_rate", 1e30, "--muon", "False", "--warmup_steps", 0, "--max_grad_norm", 0]
-    printed = run(SFT, *chain.sft_options, *output, *wild, "--max_steps", 4, code=2)
-    assert "nothing is published" in printed and "--learning_rate" in printed and not (tmp_path / "model").exists()
+    printed = run(SFT, *chain.sft_options, *output_options(tmp_path), *wild, "--max_steps", 4, code=2)
+    text = unwrapped(printed)
+    assert "Nothing is published" in text and "--learning_rate" in text and not (tmp_path / "model").exists()
 
 
 def test_each_stage_starts_from_the_weights_of_the_stage_before(chain):
     weights = [load_file(directory / "model.safetensors") for directory in (chain.base, chain.sft, chain.final)]
     for before, after in zip(weights, weights[1:], strict=False):
-        moved = max((before[name] - after[name]).abs().max().item() for name in before)
-        assert 0 < moved < 0.2, "changed, but from where the stage before ended"
+        change = max((before[name] - after[name]).abs().max().item() for name in before)
+        assert 0 < change < 0.2, "the weights changed a little from those of the stage before"
 
 
-@pytest.mark.parametrize("stage", ["pretraining", "sft", "dpo"])
-def test_a_resumed_run_ends_where_an_uninterrupted_one_does(chain, stage, run, tmp_path):
-    script, options, model = {
-        "pretraining": (PRETRAINING, chain.pretraining, chain.base),
-        "sft": (SFT, chain.sft_options, chain.sft),
-        "dpo": (DPO, chain.dpo_options, chain.final),
-    }[stage]
-    checkpoints = tmp_path / "checkpoints"
-    shutil.copytree(chain.folder / f"{model.name}_checkpoints" / "checkpoint-2", checkpoints / "checkpoint-2")
-    # One that was cut off while being written: it must be passed over, not resumed from.
-    shutil.copytree(chain.folder / f"{model.name}_checkpoints" / "checkpoint-4", checkpoints / "checkpoint-4")
+def comparable(log: list[dict]) -> list[dict]:
+    """Return the logs without times, and without the sums that libraries begin anew after a resume."""
+    summed_anew = ("num_tokens", "train_loss", "total_flos")
+    return [
+        {key: value for key, value in entry.items() if not key.endswith(("per_second", "runtime", *summed_anew))}
+        for entry in log
+    ]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_resumed_run_ends_with_the_weights_and_the_log_of_an_uninterrupted_one(chain, stage, run, tmp_path):
+    script, options, model = stage_of(chain, stage)
+    whole_checkpoints, checkpoints = chain.folder / f"{model.name}_checkpoints", tmp_path / "checkpoints"
+    shutil.copytree(whole_checkpoints / "checkpoint-2", checkpoints / "checkpoint-2")
+    # This one was cut off while being written. It must be passed over.
+    shutil.copytree(whole_checkpoints / "checkpoint-4", checkpoints / "checkpoint-4")
     (checkpoints / "checkpoint-4" / "optimizer.pt").unlink()
-    resumed = tmp_path / "resumed"
-    printed = run(
-        script, *options, "--max_steps", 4, "--resume", "--output_dir", checkpoints, "--output_model", resumed
-    )
-    assert "checkpoint-4" in printed
-    whole, again = load_file(model / "model.safetensors"), load_file(resumed / "model.safetensors")
+    printed = run(script, *options, "--max_steps", 4, "--resume", *output_options(tmp_path))
+    assert "checkpoint-4 is not complete" in unwrapped(printed)
+    whole, again = load_file(model / "model.safetensors"), load_file(tmp_path / "model" / "model.safetensors")
     assert all(torch.equal(whole[name], again[name]) for name in whole)
+    log, resumed_log = read_log(whole_checkpoints), read_log(checkpoints)
+    assert [entry.keys() for entry in resumed_log] == [entry.keys() for entry in log] and len(log) >= 7
+    assert comparable(resumed_log) == comparable(log)
 
 
-def test_the_reference_is_computed_once_and_found_again(chain, run, tmp_path):
+def test_the_reference_is_computed_once_and_read_again(chain, run, tmp_path):
     checkpoints = tmp_path / "checkpoints"
     checkpoints.mkdir()
     for file in (chain.folder / "final_checkpoints").glob("reference_*.safetensors"):
         shutil.copy(file, checkpoints)
-    options = [*chain.dpo_options, "--max_steps", 1, "--output_dir", checkpoints, "--output_model", tmp_path / "model"]
-    assert "from the cache" in run(DPO, *options)
-
-
-def test_compare_shows_the_models_side_by_side_and_writes_json(chain, run, tmp_path):
-    models = ["--base_model", chain.base, "--sft_model", chain.sft, "--final_model", chain.final]
-    held = ["--data", paths.HELDOUT_TEXT, chain.rows, chain.pairs, paths.CHOICES, "--max_new_tokens", 8]
-    held += ["--prompt", "什么是高血压？"]
-    wanted = {
-        "SFT": {"bits_per_byte": [4, 4], "stopped": [-1, 0.5]},
-        "DPO/final": {"choice_accuracy": [0.5, 0.5], "preference_accuracy_unread": [0.5, 0.5]},
-    }
-    (tmp_path / "wanted.yaml").write_text(json.dumps(wanted), encoding="utf-8")
-    printed = run(COMPARE, *models, *held, "--json", tmp_path / "all.json", "--expected", tmp_path / "wanted.yaml")
-    result = json.loads((tmp_path / "all.json").read_text(encoding="utf-8"))
-    assert list(result["measures"]) == ["预训练/base", "SFT", "DPO/final"]
-    for measures in result["measures"].values():
-        assert 0 < measures["bits_per_byte"]["low"] < measures["bits_per_byte"]["high"] < 8
-        assert {"stopped", "repeated_4grams", "key_fact_recall", "preference_accuracy"} <= set(measures)
-    assert list(result["changes"]) == ["预训练/base → SFT", "SFT → DPO/final"]
-    before, after = result["measures"]["SFT"], result["measures"]["DPO/final"]
-    for name, change in result["changes"]["SFT → DPO/final"].items():
-        assert change["value"] == pytest.approx(after[name]["value"] - before[name]["value"])
-        assert change["low"] <= change["value"] <= change["high"]
-    assert "━━ 什么是高血压？" in printed and "at chance: 25.0%" in printed
-    outside, unmeasured = result["outside_expected"]
-    assert outside.startswith("SFT 自行停止/stopped") and outside.endswith("-100.0% ± 50.0%") and outside in printed
-    assert "topics never read ↑: 未测量/not measured, 50.0% ± 50.0%" in unmeasured and unmeasured in printed
+    printed = unwrapped(run(DPO, *chain.dpo_options, "--max_steps", 1, *output_options(tmp_path)))
+    assert "The reference log-probabilities are read from" in printed and "computed once" not in printed
 
 
 @pytest.mark.parametrize(
-    "wanted, complaint",
-    [
-        ({"GPT": {"stopped": [1, 0]}}, "GPT maps no measures of 预训练/base, SFT, DPO/final"),
-        ({"SFT": {"stop": [1, 0]}}, "SFT stop, want one of bits_per_byte"),
-        ({"SFT": {"stopped": 1}}, r"SFT stopped: 1, want [value, tolerance]"),
-        ({"SFT": {"stopped": ["all", 0]}}, r"want [value, tolerance]"),
-    ],
-    ids=["model", "measure", "one number", "a word"],
-)
-def test_a_wrong_file_of_expected_values_is_refused_before_the_work(wanted, complaint, run, tmp_path):
-    (tmp_path / "wanted.yaml").write_text(json.dumps(wanted), encoding="utf-8")
-    assert complaint in run(COMPARE, "--expected", tmp_path / "wanted.yaml", code=2)
-
-
-def test_compare_says_which_model_is_missing_and_what_makes_it(chain, run, tmp_path):
-    models = ["--base_model", chain.base, "--sft_model", tmp_path / "none", "--final_model", tmp_path / "none"]
-    printed = run(COMPARE, *models, "--prompt", "你好", "--measures", "False", "--max_new_tokens", 4)
-    assert "python sft/py/sft_train.py" in printed and "python dpo/py/dpo_train.py" in printed
+    "stage",
+    [pytest.param("pretraining", marks=pytest.mark.slow), pytest.param("sft", marks=pytest.mark.slow), "dpo"],
+)  # DPO does all that the others do
+def test_two_processes_print_each_line_once_and_publish_once(chain, stage, run_module, tmp_path):
+    script, options, _ = stage_of(chain, stage)
+    launch = ["--standalone", "--nproc_per_node", 2, ROOT / script]
+    done = run_module(
+        "torch.distributed.run", *launch, *options, *output_options(tmp_path), "--max_steps", 4, "--use_cpu", "True"
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    for start in (*ONCE, "The model is published in "):
+        assert count_lines(done.stdout, start) == 1, f"{start}\n{done.stdout}"
+    assert "2 process(es)" in unwrapped(done.stdout)
+    steps = [line.partition("/")[0] for line in done.stdout.splitlines() if line.startswith("[")]
+    in_training = ["[1", "[2", "[2", "[3", "[4", "[4"]  # a line per step, and one per evaluation
+    assert steps[:6] == in_training and set(steps[6:]) <= {"[4"} and len(steps) <= 7
+    history = read_json(tmp_path / "model" / "history.json")
+    assert history == read_log(tmp_path / "checkpoints")
+    metrics = read_json(tmp_path / "model" / "metrics.json")
+    assert metrics["settings"]["batch"] == 4 and metrics["settings"]["steps"] == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "model"]
 
 
 @pytest.mark.parametrize("script", [TOKENIZER, PRETRAINING, SFT, DPO])
-def test_an_existing_output_is_left_alone_without_overwrite(script, run, tmp_path):
+def test_an_existing_output_stays_without_overwrite(script, run, tmp_path):
     kept = tmp_path / "model"
     kept.mkdir()
     (kept / "config.json").write_text("{}", encoding="utf-8")
@@ -244,43 +221,36 @@ def test_help_shows_the_commands_and_explains_the_options(script, run):
     assert f"python {script}" in printed and "--config" in printed
 
 
-def test_old_checkpoints_are_neither_mixed_in_nor_deleted_unasked(chain, run, tmp_path):
+def test_old_checkpoints_are_neither_used_nor_deleted_unasked(chain, run, tmp_path):
     checkpoints = tmp_path / "checkpoints"
     (checkpoints / "checkpoint-99").mkdir(parents=True)
-    options = [*chain.pretraining, "--max_steps", 1, "--output_model", tmp_path / "model", "--output_dir", checkpoints]
+    options = [*chain.pretraining, "--max_steps", 1, *output_options(tmp_path)]
     assert "--resume" in run(PRETRAINING, *options, code=2)
     assert (checkpoints / "checkpoint-99").is_dir()
-    assert "run without --resume" in run(PRETRAINING, *options, "--resume", code=2)
+    assert "Run without --resume" in unwrapped(run(PRETRAINING, *options, "--resume", code=2))
 
 
 def test_a_bad_row_is_named_before_any_model_is_loaded(run, tmp_path):
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"instruction": "问", "output": "答"}\n{"question": "问"}\n', encoding="utf-8")
-    missing = [
-        "--input_model",
-        tmp_path / "no_model",
-        "--output_model",
-        tmp_path / "out",
-        "--output_dir",
-        tmp_path / "c",
-    ]
-    printed = run(SFT, "--data", bad, *missing, code=2)
-    assert "bad.jsonl" in printed and "row 2" in printed and not (tmp_path / "out").exists()
+    missing = ["--input_model", tmp_path / "no_model"]
+    printed = unwrapped(run(SFT, "--data", bad, *missing, *output_options(tmp_path), code=2))
+    assert "bad.jsonl" in printed and "row 2" in printed and not (tmp_path / "model").exists()
 
 
-def test_a_missing_stage_before_names_the_command_that_makes_it(run, tmp_path):
-    output = ["--output_model", tmp_path / "out", "--output_dir", tmp_path / "c"]
-    assert "no model or tokenizer in" in run(DPO, "--input_model", tmp_path / "no_model", *output, code=2)
+def test_a_missing_input_model_is_an_error_with_the_next_step(run, tmp_path):
+    printed = unwrapped(run(DPO, "--input_model", tmp_path / "no_model", *output_options(tmp_path), code=2))
+    assert "no model or tokenizer in" in printed and "Run the stage that makes it first." in printed
 
 
-def test_nothing_is_reported_even_where_trl_is_imported_first():
+def test_telemetry_is_off_even_if_trl_is_imported_first():
     code = "import trl, med_model; from huggingface_hub import constants as c; print(c.HF_HUB_DISABLE_TELEMETRY)"
     online = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     done = subprocess.run([sys.executable, "-c", code], env=online, capture_output=True, text=True)
     assert done.stdout.strip() == "True", done.stderr
 
 
-def test_a_directory_that_is_something_else_is_never_replaced(run, tmp_path):
+def test_a_directory_without_an_output_of_ours_is_never_replaced(run, tmp_path):
     texts = tmp_path / "my_texts"
     texts.mkdir()
     (texts / "a.txt").write_text("我的文章", encoding="utf-8")

@@ -5,7 +5,7 @@ import random
 import shutil
 
 import pytest
-from conftest import load_script
+import train_tokenizer
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
@@ -14,7 +14,7 @@ from med_model.errors import UserError
 
 TRAIN, CHECK = "pre_training/py/train_tokenizer.py", "pre_training/py/test_tokenizer.py"
 
-# From where the characters of the random texts come: (first, last) code points.
+# Random texts draw their characters from these ranges: (first, last) code points.
 BLOCKS = (
     (0x00, 0x1F),  # control characters
     (0x20, 0x7E),
@@ -35,8 +35,8 @@ BLOCKS = (
 )
 
 
-def random_text(choose: random.Random) -> str:
-    return "".join(chr(choose.randint(*choose.choice(BLOCKS))) for _ in range(choose.randint(1, 40)))
+def random_text(rng: random.Random) -> str:
+    return "".join(chr(rng.randint(*rng.choice(BLOCKS))) for _ in range(rng.randint(1, 40)))
 
 
 def pre_tokens(tokenizer, text: str) -> list[str]:
@@ -44,7 +44,7 @@ def pre_tokens(tokenizer, text: str) -> list[str]:
 
 
 def vocabulary(tokenizer) -> list[bytes]:
-    """The bytes of every token but the special ones, read off the file's byte alphabet, not off our decoder."""
+    """Return the bytes of every token except the special ones, by GPT-2's byte alphabet and not by our decoder."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]  # GPT-2's bytes_to_unicode
     hidden = [byte for byte in range(256) if byte not in printable]
     byte_of = {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
@@ -63,24 +63,26 @@ def vocabulary(tokenizer) -> list[bytes]:
         "体温|３|９|℃",
     ],
 )
-def test_text_is_split_into_words_han_runs_punctuation_and_single_digits(tokenizer, pieces):
+def test_pre_tokenizer_splits_words_han_runs_punctuation_and_single_digits(tokenizer, pieces):
     assert pre_tokens(tokenizer, pieces.replace("|", "")) == pieces.split("|")
 
 
-def test_no_token_holds_a_digit_and_anything_else(tokenizer):
+def test_vocabulary_has_no_token_with_a_digit_and_another_character(tokenizer):
     tokens = vocabulary(tokenizer)
     assert [
         token for token in tokens if len(token) > 1 and any(chr(byte).isdigit() for byte in token if byte < 128)
     ] == []
     assert len(encode_text(tokenizer, "120")) == 3
-    assert any("拨打".encode() in token for token in tokens), "the text beside the digits is too rare to tell"
+    assert any("拨打".encode() in token for token in tokens), (
+        "the text beside the digits is too rare to become a token"
+    )
 
 
-def test_no_token_is_longer_than_24_bytes_though_longer_text_stands_often_in_the_corpus(tokenizer):
+def test_vocabulary_has_no_token_above_24_bytes_even_for_longer_text_that_is_frequent(tokenizer):
     assert 20 < max(map(len, vocabulary(tokenizer))) <= 24
 
 
-def test_every_byte_is_a_token(tokenizer):
+def test_vocabulary_has_a_token_for_every_byte(tokenizer):
     assert {bytes([byte]) for byte in range(256)} <= set(vocabulary(tokenizer))
 
 
@@ -100,20 +102,20 @@ def test_every_byte_is_a_token(tokenizer):
         "<|im_end|><|endoftext|><|pad|> <|im_start|>user\n",
     ],
 )
-def test_a_text_comes_back_as_it_went_in(tokenizer, text):
+def test_round_trip_keeps_the_text(tokenizer, text):
     assert tokenizer.decode(encode_text(tokenizer, text)) == text
 
 
-def test_random_text_of_any_characters_comes_back_as_it_went_in(tokenizer):
-    choose = random.Random(20000)
-    texts = [random_text(choose) for _ in range(500)]
+def test_round_trip_keeps_random_text_of_any_characters(tokenizer):
+    rng = random.Random(20000)
+    texts = [random_text(rng) for _ in range(500)]
     broken = [
         text for text, ids in zip(texts, encode_text(tokenizer, texts), strict=True) if tokenizer.decode(ids) != text
     ]
     assert broken == []
 
 
-def test_the_four_special_tokens_are_distinct_and_pad_is_not_eos(tokenizer):
+def test_special_tokens_are_four_different_ones_and_pad_is_not_eos(tokenizer):
     special = tokenizer.convert_tokens_to_ids(["<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     assert len(set(special)) == 4
     assert set(special) == set(tokenizer.all_special_ids)
@@ -124,14 +126,14 @@ def test_the_four_special_tokens_are_distinct_and_pad_is_not_eos(tokenizer):
     ]
 
 
-def test_auto_tokenizer_reads_what_tokenizers_reads_also_beside_a_gpt2_model(
+def test_auto_tokenizer_agrees_with_the_tokenizers_library_even_beside_a_gpt2_model(
     tokenizer_directory, model_directory, tmp_path
 ):
     plain = Tokenizer.from_file(str(tokenizer_directory / "tokenizer.json"))
     reloaded = AutoTokenizer.from_pretrained(tokenizer_directory)
     reloaded.save_pretrained(tmp_path / "again")
-    choose = random.Random(7)
-    texts = ["患者服用aspirin片，高血压，拨打120。"] + [random_text(choose) for _ in range(50)]
+    rng = random.Random(7)
+    texts = ["患者服用aspirin片，高血压，拨打120。"] + [random_text(rng) for _ in range(50)]
     for directory in (tokenizer_directory, model_directory, tmp_path / "again"):
         one = AutoTokenizer.from_pretrained(directory)
         assert [one(text)["input_ids"] for text in texts] == [plain.encode(text).ids for text in texts]
@@ -143,11 +145,6 @@ def test_auto_tokenizer_reads_what_tokenizers_reads_also_beside_a_gpt2_model(
 # train_tokenizer.py
 
 
-@pytest.fixture(scope="module")
-def train_tokenizer():
-    return load_script(TRAIN)
-
-
 @pytest.fixture
 def texts(tmp_path):
     file = tmp_path / "texts.jsonl"
@@ -156,7 +153,8 @@ def texts(tmp_path):
     return file
 
 
-def test_an_existing_tokenizer_is_kept_unless_overwrite_is_given(run_script, texts, tmp_path):
+@pytest.mark.process
+def test_train_tokenizer_keeps_an_existing_tokenizer_without_overwrite(run_script, texts, tmp_path):
     output = tmp_path / "made"
     output.mkdir()
     (output / "mine.txt").write_text("precious")
@@ -169,20 +167,22 @@ def test_an_existing_tokenizer_is_kept_unless_overwrite_is_given(run_script, tex
     done = run_script(TRAIN, "--data", texts, "--output_model", output, "--overwrite")
     assert done.returncode == 0, done.stderr
     assert (output / "tokenizer.json").is_file() and not (output / "mine.txt").exists()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "texts.jsonl"], "something is left beside it"
-    # A few lines do not give 20,000 tokens: the script says what they give instead.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "texts.jsonl"], "a partial directory is left"
+    # A few lines do not give 20,000 tokens. The script prints the number that they give.
     size = len(AutoTokenizer.from_pretrained(output))
     assert 260 < size < 300
     assert f"supports {size} tokens, not 20,000" in done.stdout
 
 
-def test_the_same_corpus_gives_the_same_tokenizer(run_script, tokenizer_directory, tmp_path):
+@pytest.mark.process
+def test_train_tokenizer_gives_the_same_tokenizer_for_the_same_corpus(run_script, tokenizer_directory, tmp_path):
     options = ("--data", tokenizer_directory.with_name("texts.jsonl"))
     assert run_script(TRAIN, *options, "--output_model", tmp_path / "again").returncode == 0
     assert (tmp_path / "again/tokenizer.json").read_bytes() == (tokenizer_directory / "tokenizer.json").read_bytes()
 
 
-def test_an_unknown_flag_ends_with_exit_code_2_and_makes_nothing(run_script, texts, tmp_path):
+@pytest.mark.process
+def test_train_tokenizer_refuses_an_unknown_option_with_exit_code_2_and_writes_nothing(run_script, texts, tmp_path):
     done = run_script(TRAIN, "--data", texts, "--output_model", tmp_path / "made", "--vocabulary", "300")
     assert done.returncode == 2
     assert "--vocabulary" in done.stderr and "Traceback" not in done.stderr
@@ -190,16 +190,16 @@ def test_an_unknown_flag_ends_with_exit_code_2_and_makes_nothing(run_script, tex
 
 
 @pytest.mark.parametrize(
-    "options, told",
+    "options, message",
     [
-        (("--vocab_size", "259"), "--vocab_size 259.* 260"),
+        (("--vocab_size", "259"), "--vocab_size 259 .* 260"),
         (("--data", "{folder}/blank.jsonl"), "no text in .*blank.jsonl"),
         (("--data", "{folder}/shape.jsonl"), "shape.jsonl.*row 2.*body"),
         (("--data", "{folder}/nowhere.txt"), "nowhere.txt"),
-        (("--vocab", "300"), "--vocab"),  # no flag is guessed from its beginning
+        (("--vocab", "300"), "--vocab"),  # an option is never guessed from its first letters
     ],
 )
-def test_a_mistake_is_named_and_leaves_nothing_behind(train_tokenizer, texts, tmp_path, monkeypatch, options, told):
+def test_train_tokenizer_names_a_mistake_and_leaves_no_file(texts, tmp_path, monkeypatch, options, message):
     folder = tmp_path / "data"
     folder.mkdir()
     (folder / "blank.jsonl").write_text('{"text": " "}\n', encoding="utf-8")
@@ -207,14 +207,12 @@ def test_a_mistake_is_named_and_leaves_nothing_behind(train_tokenizer, texts, tm
     options = [option.format(folder=folder) for option in options]
     data = [] if "--data" in options else ["--data", str(texts)]
     monkeypatch.setattr("sys.argv", [TRAIN, *data, "--output_model", str(tmp_path / "made"), *options])
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         train_tokenizer.main()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "texts.jsonl"]
 
 
-def test_a_vocabulary_size_that_the_corpus_supports_is_met_exactly(
-    train_tokenizer, texts, tmp_path, monkeypatch, capsys
-):
+def test_train_tokenizer_meets_a_vocabulary_size_that_the_corpus_supports(texts, tmp_path, monkeypatch, capsys):
     options = ["--data", str(texts), "--output_model", str(tmp_path / "made"), "--vocab_size", "270"]
     monkeypatch.setattr("sys.argv", [TRAIN, *options])
     train_tokenizer.main()
@@ -227,19 +225,19 @@ def write_lines(file, lines: list[str]):
     return file
 
 
-def test_a_corpus_above_the_byte_budget_is_sampled_from_all_of_it(train_tokenizer, tmp_path):
+def test_corpus_above_the_byte_limit_is_sampled_from_the_whole_file(tmp_path):
     lines = [f"{number}号患者的血压和血糖都要按时复查。" for number in range(1000)]
     size = sum(len(line.encode()) for line in lines)
     file = write_lines(tmp_path / "large.jsonl", lines)
     corpus = train_tokenizer.Corpus([file], max_bytes=size / 4, seed=1)
-    given = list(corpus)
-    assert size / 6 < sum(len(line.encode()) for line in given) == corpus.bytes <= size / 4 + 60
-    assert corpus.lines == len(given) == len(set(given))
-    assert set(given) <= set(lines)
-    assert set(given) & set(lines[:250]) and set(given) & set(lines[750:]), "only a part of the file is sampled"
+    sampled = list(corpus)
+    assert size / 6 < sum(len(line.encode()) for line in sampled) == corpus.bytes <= size / 4 + 60
+    assert corpus.lines == len(sampled) == len(set(sampled))
+    assert set(sampled) <= set(lines)
+    assert set(sampled) & set(lines[:250]) and set(sampled) & set(lines[750:]), "only a part of the file is sampled"
 
 
-def test_a_corpus_within_the_byte_budget_is_given_whole_and_a_repeated_line_once(train_tokenizer, tmp_path):
+def test_corpus_within_the_byte_limit_is_whole_and_has_a_repeated_line_once(tmp_path):
     file = write_lines(tmp_path / "small.jsonl", ["发烧多喝水。\n注意休息。", "发烧多喝水。", "按时复查。"])
     corpus = train_tokenizer.Corpus([file], max_bytes=1000, seed=1)
     assert list(corpus) == ["发烧多喝水。", "注意休息。", "按时复查。"]
@@ -256,22 +254,24 @@ def sample(tmp_path):
     return file
 
 
-def test_a_good_tokenizer_passes_its_check_and_the_measures_are_shown(run_script, tokenizer_directory, sample):
+@pytest.mark.process
+def test_check_passes_for_a_good_tokenizer_and_prints_the_measures(run_script, tokenizer_directory, sample):
     done = run_script(CHECK, "--tokenizer", tokenizer_directory, "--file", sample)
     assert done.returncode == 0, done.stdout + done.stderr
-    for shown in ("aspirin", "2 篇/documents", "raw bytes", "✓ 全部通过", "✗"):
+    for shown in ("aspirin", "2 documents", "One token per byte", "✓ All checks passed", "✗"):
         assert (shown in done.stdout) == (shown != "✗"), shown
 
 
 @pytest.mark.parametrize(
     "normalizer",
     [
-        {"type": "NFKC"},  # ℃ becomes °C: the fixed sentences show it
-        {"type": "Replace", "pattern": {"String": "鼻"}, "content": "口"},  # only the file shows it
+        {"type": "NFKC"},  # ℃ becomes °C in one of the fixed sentences
+        {"type": "Replace", "pattern": {"String": "鼻"}, "content": "口"},  # occurs in the file only
     ],
     ids=["in the fixed sentences", "in the file only"],
 )
-def test_a_tokenizer_that_loses_something_fails_its_check(
+@pytest.mark.process
+def test_check_fails_for_a_tokenizer_that_loses_something(
     run_script, tokenizer_directory, sample, tmp_path, normalizer
 ):
     lossy = shutil.copytree(tokenizer_directory, tmp_path / "lossy")
@@ -280,10 +280,11 @@ def test_a_tokenizer_that_loses_something_fails_its_check(
     (lossy / "tokenizer.json").write_text(json.dumps(settings | {"normalizer": normalizer}), encoding="utf-8")
     done = run_script(CHECK, "--tokenizer", lossy, "--file", sample)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "✗" in done.stdout and "全部通过" not in done.stdout
+    assert "✗" in done.stdout and "All checks passed" not in done.stdout
 
 
-def test_a_tokenizer_that_is_not_there_ends_the_check_with_exit_code_2(run_script, sample, tmp_path):
+@pytest.mark.process
+def test_check_ends_with_exit_code_2_for_a_missing_tokenizer(run_script, sample, tmp_path):
     done = run_script(CHECK, "--tokenizer", tmp_path / "nowhere", "--file", sample)
     assert done.returncode == 2
     assert str(tmp_path / "nowhere") in done.stderr and "Traceback" not in done.stderr

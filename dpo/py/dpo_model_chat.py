@@ -10,6 +10,7 @@ Reads final_model__after_dpo/ (or --model DIR)
 from med_model import paths
 from med_model.command import run
 from med_model.generation.chat import run_chat
+from med_model.language import tr
 
 if __name__ == "__main__":
-    run(lambda: run_chat(__doc__, paths.FINAL_MODEL))
+    run(lambda: run_chat(tr("Talk with the final model, after DPO."), __doc__, paths.FINAL_MODEL))

@@ -1,4 +1,4 @@
-"""Documents laid end to end and cut into full blocks: what pre-training learns from, and SFT must not unlearn."""
+"""Documents joined end to end and cut into full blocks, for pre-training and for the retention of SFT and DPO."""
 
 import numpy as np
 import torch
@@ -7,14 +7,16 @@ from transformers import PreTrainedTokenizerBase
 
 from med_model.data.prompt import END_OF_TEXT, encode_text
 
-BLOCK_TOKENS = 512  # the model's positions
-ENCODE_BATCH = 1000  # documents; enough to keep the tokenizer's threads busy
+BLOCK_TOKENS = 512  # the positions of the model
+ENCODE_BATCH = 1000  # documents per call: enough to use all threads of the tokenizer
 
 
 class PackedBlocks(Dataset):
-    """Documents laid end to end, `<|endoftext|>` after each, and cut into full blocks: no padding, nothing cut away.
+    """Documents joined end to end and cut into full blocks, without padding.
 
-    The last block reaches back over tokens of the one before it, so that short data loses no tail.
+    `<|endoftext|>` stands before the first document and after each one. The last block overlaps the block before it,
+    so that no token is lost. Texts shorter than `block_tokens` make one shorter block.
+    An item has `input_ids` and `labels`, two equal int64 tensors of shape (block_tokens,).
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, texts: list[str], block_tokens: int = BLOCK_TOKENS):

@@ -1,7 +1,7 @@
-"""How a conversation becomes token ids. Training, chats and comparison all render through this module.
+"""Turn conversations, questions and pairs into input_ids. Training, chat and comparison all use this module.
 
-The form is ChatML: <|im_start|>role NEWLINE text <|im_end|> NEWLINE. What a person typed is encoded as plain text,
-even where it spells a special token (`sanitize_control_tokens`).
+A chat prompt is ChatML: <|im_start|>role NEWLINE text <|im_end|> NEWLINE. The text of a message is always encoded as
+plain text, even if it spells a special token (`sanitize_control_tokens`).
 """
 
 import re
@@ -10,15 +10,16 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from med_model.data.records import Message
+from med_model.data.records import Message, Pair
 from med_model.errors import UserError
+from med_model.language import tr
 
 PAD, END_OF_TEXT, IM_START, IM_END = "<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 CHAT_STOPS, BASE_STOPS = (IM_END, END_OF_TEXT), (END_OF_TEXT,)
 IGNORE = -100  # the label of a position without loss, as in torch.nn.functional.cross_entropy
 
-# {% generation %} marks what the loss is taken on, for libraries that read it; it closes after <|im_end|>, so that
-# the stop is trained and nothing after it.
+# Some libraries compute the loss only inside {% generation %}. The block ends after <|im_end|>: the model must learn
+# the stop token, but not the newline after it.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' }}"
@@ -30,24 +31,28 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 SENTENCE_END = re.compile(r"[。！？；\n]")
-MIN_ANSWER_TOKENS = 16  # with less room than this an answer is not worth training on
+MIN_ANSWER_TOKENS = 16  # an answer cut to fewer tokens is not worth training on
+PROMPT_SHARE = 0.5  # the prompt of a pair gets at most this share of max_length, the answer gets the rest
 
 
 class Example(NamedTuple):
-    """A conversation as ids, labels (IGNORE outside of answers), and whether it had to be shortened."""
+    """An encoded conversation. `labels` is IGNORE outside the answers."""
 
     input_ids: list[int]
     labels: list[int]
-    shortened: bool
+    shortened: bool  # True if the conversation was too long
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str | list[str]) -> list[int] | list[list[int]]:
-    """Ids of plain text, special tokens spelled in it taken as text; of a list, a list of ids."""
+    """Return the input_ids of a text, or a list of them for a list of texts.
+
+    A special token that is spelled in a text stays text.
+    """
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
-    """Ids of the turns and of the header of the answer to come."""
+    """Return the input_ids of the messages and of the header of the next answer."""
     return _render(tokenizer, messages, add_generation_prompt=True)
 
 
@@ -58,16 +63,17 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], add_gen
 
 
 def encode_answer(tokenizer: PreTrainedTokenizerBase, answer: str) -> list[int]:
-    """Ids of an answer and its stop, as they follow on `encode_prompt`."""
+    """Return the input_ids of an answer and its stop token. They continue the ids of `encode_prompt`."""
     header = tokenizer(f"{IM_START}assistant\n", add_special_tokens=False)["input_ids"]
     ids = _render(tokenizer, [{"role": "assistant", "content": answer}], add_generation_prompt=False)
-    return ids[len(header) : -1]  # without the line end after the stop
+    return ids[len(header) : -1]  # without the newline after the stop token
 
 
 def fit_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[Message], max_tokens: int) -> tuple[list[int], bool]:
-    """(ids of the prompt within max_tokens, whether it was shortened): the oldest rounds go first.
+    """Return the input_ids of the prompt, at most max_tokens, and True if the prompt was shortened.
 
-    A single question that is too long on its own keeps its end. UserError where not even an empty one fits.
+    The oldest rounds are dropped first (a round is a question and its answer), then the system message. A single
+    question that is too long keeps its end. Raise UserError if not even an empty question fits.
     """
     shortened = False
     while len(ids := encode_prompt(tokenizer, messages)) > max_tokens:
@@ -79,7 +85,7 @@ def fit_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[Message], max_
             messages = messages[1:]
         elif not messages[0]["content"]:
             raise UserError(
-                f"{max_tokens} 个词元放不下问题/{max_tokens} tokens hold no question: lower --max_new_tokens"
+                tr("A prompt of {limit} tokens has no room for a question. Lower --max_new_tokens.", limit=max_tokens)
             )
         else:
             text = messages[0]["content"]
@@ -89,16 +95,19 @@ def fit_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[Message], max_
 
 
 def fit_text(tokenizer: PreTrainedTokenizerBase, text: str, max_tokens: int) -> tuple[list[int], bool]:
-    """(ids of a text for a base model to continue, whether it was cut): it begins as every training document does.
+    """Return the input_ids of a text that a base model continues, and True if the text was cut.
 
-    Too long, it keeps its end.
+    The ids begin with `<|endoftext|>`, as each training document does. A text that is too long keeps its end.
     """
     ids = encode_text(tokenizer, text)
     return [tokenizer.convert_tokens_to_ids(END_OF_TEXT), *ids][-max_tokens:], len(ids) >= max_tokens
 
 
 def fit_answer(tokenizer: PreTrainedTokenizerBase, answer: str, max_tokens: int) -> tuple[list[int], bool]:
-    """(ids of an answer and its stop within max_tokens, whether it was cut); cut, it ends at a sentence, and stops."""
+    """Return the input_ids of an answer and its stop token, at most max_tokens, and True if the answer was cut.
+
+    A cut answer ends with a whole sentence, unless that drops more than half of the text that fits.
+    """
     ids = encode_answer(tokenizer, answer)
     if len(ids) <= max_tokens:
         return ids, False
@@ -106,17 +115,17 @@ def fit_answer(tokenizer: PreTrainedTokenizerBase, answer: str, max_tokens: int)
     ends = [found.end() for found in SENTENCE_END.finditer(text)]
     if ends and ends[-1] >= len(text) // 2:
         text = text[: ends[-1]]
-    # A cut inside a word may encode to more tokens than it had in the whole.
+    # The part of a cut word can have more tokens than the whole word.
     while len(ids := encode_answer(tokenizer, text.rstrip())) > max_tokens:
         text = text[:-1]
     return ids, True
 
 
 def training_example(tokenizer: PreTrainedTokenizerBase, messages: list[Message], max_length: int) -> Example | None:
-    """The ids and labels of a conversation of at most max_length tokens; loss on the answers and their stops only.
+    """Return the input_ids and labels of a conversation, at most max_length tokens.
 
-    Too long: the oldest rounds are left out, then the last answer is cut at a sentence end and still stops. None where
-    the question alone leaves no room for an answer.
+    Only the answers and their stop tokens have labels. If the conversation is too long, the oldest rounds are dropped,
+    then the last answer is cut at the end of a sentence. Return None if the question leaves no room for an answer.
     """
     shortened = False
     while len(messages) > 2 and len(_render(tokenizer, messages, False)) - 1 > max_length:
@@ -134,47 +143,51 @@ def training_example(tokenizer: PreTrainedTokenizerBase, messages: list[Message]
         if room < MIN_ANSWER_TOKENS and room < len(encode_answer(tokenizer, message["content"])):
             return None
         answer, cut = fit_answer(tokenizer, message["content"], room)
-        assert prompt[: len(input_ids)] == input_ids, "a round must begin with the ids of the rounds before it"
+        assert prompt[: len(input_ids)] == input_ids, "the prompt must begin with the ids of the rounds before it"
         labels += [IGNORE] * (len(prompt) - len(input_ids)) + answer
         input_ids = prompt + answer
         shortened = shortened or cut
     return Example(input_ids, labels, shortened)
 
 
-PROMPT_SHARE = 0.5  # of a pair's length at most; the rest is the answers'
-
-
-class Pair(NamedTuple):
-    """A preference pair as ids: the prompt, and each answer with its stop."""
+class EncodedPair(NamedTuple):
+    """The input_ids of a preference pair: the prompt, and the two answers with their stop tokens."""
 
     prompt_ids: list[int]
     chosen_ids: list[int]
     rejected_ids: list[int]
 
 
-def question_ids(
+def encode_question(
     tokenizer: PreTrainedTokenizerBase, messages: list[Message], max_tokens: int, chat: bool
 ) -> list[int]:
-    """How turns are put to a model: as a chat; to a base model, which knows none, the last one as `问：…答：`."""
+    """Return the input_ids that put a question to a model, at most max_tokens.
+
+    A chat model reads all messages. A base model does not know the chat form: it reads only the last message, in the
+    form `问：…答：`.
+    """
     if chat:
         return fit_prompt(tokenizer, messages, max_tokens)[0]
     return fit_text(tokenizer, f"问：{messages[-1]['content']}\n答：", max_tokens)[0]
 
 
 def encode_pairs(
-    tokenizer: PreTrainedTokenizerBase, rows: Sequence[tuple], max_length: int, chat: bool = True
-) -> tuple[list[Pair], int]:
-    """(the pairs as ids within max_length, how many texts had to be cut); pairs that become equal are left out.
+    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], max_length: int, chat: bool = True
+) -> tuple[list[EncodedPair], int]:
+    """Return the encoded pairs, and the number of answers that were cut to fit into max_length.
 
-    A prompt takes PROMPT_SHARE of max_length at most. An answer ends with the model's stop, also where it was cut.
+    A prompt takes at most PROMPT_SHARE of max_length. Each answer ends with the stop token of the model, even after a
+    cut. Pairs whose answers are equal after the cut are left out.
     """
     stop = IM_END if chat else END_OF_TEXT
-    pairs, cut = [], 0
-    for messages, *answers in rows:
-        prompt_ids = question_ids(tokenizer, messages, int(max_length * PROMPT_SHARE), chat)
-        fitted = [fit_answer(tokenizer, answer, max_length - len(prompt_ids)) for answer in answers]
+    encoded, cut = [], 0
+    for pair in pairs:
+        prompt_ids = encode_question(tokenizer, pair.messages, int(max_length * PROMPT_SHARE), chat)
+        fitted = [
+            fit_answer(tokenizer, answer, max_length - len(prompt_ids)) for answer in (pair.chosen, pair.rejected)
+        ]
         cut += sum(answer_cut for _, answer_cut in fitted)
         chosen, rejected = ([*ids[:-1], tokenizer.convert_tokens_to_ids(stop)] for ids, _ in fitted)
         if chosen != rejected:
-            pairs.append(Pair(prompt_ids, chosen, rejected))
-    return pairs, cut
+            encoded.append(EncodedPair(prompt_ids, chosen, rejected))
+    return encoded, cut

@@ -1,28 +1,52 @@
-"""Records of text, conversations, preferences and choices: how their fields are read and checked."""
+"""Read and check the fields of one record: a document, a conversation, a preference pair or a choice.
+
+Each reader takes the origin of the record (its file and row), which begins every error message, and the record.
+"""
 
 from typing import NamedTuple
 
 from med_model.errors import UserError
+from med_model.language import tr
 
 SHAREGPT_ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
 
+class Pair(NamedTuple):
+    """A preference pair: the messages up to the question, and the two answers."""
+
+    messages: list[Message]
+    chosen: str
+    rejected: str
+    flaw: str = ""  # the name of the mistake in the rejected answer
+    unread: bool = False  # True if no training text has this topic either
+
+    @property
+    def question(self) -> str:
+        """The last user turn."""
+        return self.messages[-1]["content"]
+
+
 class Choice(NamedTuple):
-    """A multiple-choice item."""
+    """A multiple-choice question."""
 
     question: str
     options: list[str]
-    answer: int  # the place of the right one among the options
+    answer: int  # the index of the right option
 
 
-def _field(record: dict, name: str, where: str) -> str:
+def _error(origin: str, problem: str) -> UserError:
+    return UserError(tr("{origin}: {problem}", origin=origin, problem=problem))
+
+
+def _field(record: dict, name: str, origin: str) -> str:
     value = record[name]
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise UserError(f"{where}: `{name}` is a {type(value).__name__}, not a text: {str(value)[:40]!r}")
+        kind, value = type(value).__name__, repr(str(value)[:40])
+        raise _error(origin, tr("`{name}` must be text, found {kind} {value}.", name=name, kind=kind, value=value))
     return value.strip()
 
 
@@ -30,83 +54,105 @@ def _has(record: dict, *names: str) -> bool:
     return all(name in record for name in names)
 
 
-def _wrong_shape(record: dict, where: str, wanted: str) -> UserError:
-    return UserError(f"{where}: found the fields {', '.join(record) or '(none)'}; want {wanted}")
+def _wrong_fields(record: dict, origin: str, expected: str) -> UserError:
+    found = ", ".join(record) or tr("none")
+    return _error(origin, tr("the fields are {found}. Expected one of: {expected}.", found=found, expected=expected))
 
 
-def document_of(where: str, record: dict) -> str:
-    """The text of a pre-training record (`text`); empty where it is blank."""
+def document_of(origin: str, record: dict) -> str:
+    """Return the field `text` of a pre-training record, stripped. A blank text gives an empty string.
+
+    Raise UserError if the record has no `text`, or if it is not text.
+    """
     if not _has(record, "text"):
-        raise _wrong_shape(record, where, "`text`")
-    return _field(record, "text", where)
+        raise _wrong_fields(record, origin, "`text`")
+    return _field(record, "text", origin)
 
 
-def _messages(value: object, where: str, role: str = "role", content: str = "content") -> list[Message]:
+def _messages(value: object, origin: str, role: str = "role", content: str = "content") -> list[Message]:
     messages = []
     for turn in value if isinstance(value, list) else [value]:
         if not isinstance(turn, dict) or not _has(turn, role, content):
-            raise UserError(f"{where}: a turn needs `{role}` and `{content}`: {str(turn)[:60]!r}")
+            keys, value = f"`{role}`, `{content}`", repr(str(turn)[:60])
+            raise _error(origin, tr("a message needs the keys {keys}, found {value}.", keys=keys, value=value))
         if not isinstance(turn[role], str) or turn[role] not in SHAREGPT_ROLES:
-            raise UserError(f"{where}: unknown role {turn[role]!r}; want one of {', '.join(SHAREGPT_ROLES)}")
-        messages.append({"role": SHAREGPT_ROLES[turn[role]], "content": _field(turn, content, where)})
+            value, roles = repr(turn[role]), ", ".join(SHAREGPT_ROLES)
+            raise _error(origin, tr("the role {value} is unknown. Use one of: {roles}.", value=value, roles=roles))
+        messages.append({"role": SHAREGPT_ROLES[turn[role]], "content": _field(turn, content, origin)})
     return messages
 
 
-def _question(record: dict, name: str, where: str) -> list[Message]:
-    """The turns of a question given as a text or as messages."""
+def _question(record: dict, name: str, origin: str) -> list[Message]:
+    """Return the messages of a question. The field holds a text or a list of messages."""
     if isinstance(record[name], list):
-        return _messages(record[name], where)
-    return [{"role": "user", "content": _field(record, name, where)}]
+        return _messages(record[name], origin)
+    return [{"role": "user", "content": _field(record, name, origin)}]
 
 
-def _answer(value: object, where: str) -> str:
-    """The text of an answer given as a string or as a list with one assistant message."""
+def _answer(value: object, origin: str) -> str:
+    """Return the text of an answer. `value` is a text or a list with one assistant message."""
     if isinstance(value, list):
-        messages = _messages(value, where)
-        if len(messages) != 1 or messages[0]["role"] != "assistant":
-            raise UserError(
-                f"{where}: an answer in messages is one assistant turn, found {[m['role'] for m in messages]}"
-            )
+        messages = _messages(value, origin)
+        roles = [message["role"] for message in messages]
+        if roles != ["assistant"]:
+            raise _error(origin, tr("an answer must be text or one assistant message, found {roles}.", roles=roles))
         return messages[0]["content"]
-    return _field({"answer": value}, "answer", where)
+    return _field({"answer": value}, "answer", origin)
 
 
-def _check_turns(messages: list[Message], where: str, last: str) -> list[Message]:
-    roles = [m["role"] for m in messages]
+def _check_turns(messages: list[Message], origin: str, last: str) -> list[Message]:
+    roles = [message["role"] for message in messages]
     turns = roles[1:] if roles[:1] == ["system"] else roles
-    wanted = ["user" if i % 2 == 0 else "assistant" for i in range(len(turns))]
-    if not turns or turns != wanted or turns[-1] != last:
-        raise UserError(f"{where}: turns must alternate from user and end with {last}, found {roles}")
+    expected = ["user" if i % 2 == 0 else "assistant" for i in range(len(turns))]
+    if not turns or turns != expected or turns[-1] != last:
+        problem = tr(
+            "roles must alternate, begin with user and end with {last}, found {roles}.", last=last, roles=roles
+        )
+        raise _error(origin, problem)
     return messages
 
 
-def conversation_of(where: str, record: dict) -> list[Message]:
-    """The turns of an SFT record, ending with the assistant; an empty list where a question or answer is blank."""
+def conversation_of(origin: str, record: dict) -> list[Message]:
+    """Return the messages of an SFT record, of which the last is an answer. A blank message gives an empty list.
+
+    The fields are instruction/input/output, prompt/completion, messages, or conversations (ShareGPT).
+    Raise UserError for other fields, and for messages that do not alternate between user and assistant.
+    """
     if _has(record, "messages") and record["messages"]:
-        messages = _messages(record["messages"], where)
+        messages = _messages(record["messages"], origin)
     elif _has(record, "conversations") and record["conversations"]:
-        messages = _messages(record["conversations"], where, "from", "value")
+        messages = _messages(record["conversations"], origin, "from", "value")
     elif _has(record, "instruction", "output"):
-        parts = [_field(record, "instruction", where), _field({"input": "", **record}, "input", where)]
+        parts = [_field(record, "instruction", origin), _field({"input": "", **record}, "input", origin)]
         question = {"role": "user", "content": "\n".join(filter(None, parts))}
-        messages = [question, {"role": "assistant", "content": _field(record, "output", where)}]
+        messages = [question, {"role": "assistant", "content": _field(record, "output", origin)}]
     elif _has(record, "prompt", "completion"):
-        answer = {"role": "assistant", "content": _answer(record["completion"], where)}
-        messages = [*_question(record, "prompt", where), answer]
+        answer = {"role": "assistant", "content": _answer(record["completion"], origin)}
+        messages = [*_question(record, "prompt", origin), answer]
     else:
-        raise _wrong_shape(
-            record, where, "instruction/input/output, prompt/completion, messages, or conversations (ShareGPT)"
+        raise _wrong_fields(
+            record, origin, "instruction/input/output, prompt/completion, messages, conversations (ShareGPT)"
         )
-    _check_turns(messages, where, "assistant")
-    return messages if all(m["content"] for m in messages) else []
+    _check_turns(messages, origin, "assistant")
+    return messages if all(message["content"] for message in messages) else []
 
 
-def texts_of(where: str, record: dict) -> list[str]:
-    """The text of a document, or of each turn of a conversation: for what learns from any text."""
+def first_question(conversation: list[Message]) -> str:
+    """Return the first user message of a conversation."""
+    return next(message["content"] for message in conversation if message["role"] == "user")
+
+
+def prompt_of(pair: Pair) -> str:
+    """All turns of the prompt as one text, to group the pairs of one prompt."""
+    return str(pair.messages)
+
+
+def texts_of(origin: str, record: dict) -> list[str]:
+    """Return the text of a document, or the text of each message of a conversation, without blank texts."""
     texts = (
-        [document_of(where, record)]
+        [document_of(origin, record)]
         if _has(record, "text")
-        else [m["content"] for m in conversation_of(where, record)]
+        else [message["content"] for message in conversation_of(origin, record)]
     )
     return [text for text in texts if text]
 
@@ -115,52 +161,47 @@ def _is_conversation(value: object) -> bool:
     return isinstance(value, list) and len(value) > 1
 
 
-def preference_of(where: str, record: dict) -> tuple[list[Message], str, str] | None:
-    """(prompt turns, chosen answer, rejected answer) of a DPO record; None where one is blank, or the answers are one.
+def pair_of(origin: str, record: dict) -> Pair | None:
+    """Return the preference pair of a DPO record. Return None if a text is blank or the answers are equal.
 
-    TRL's implicit form is read too: whole conversations in `chosen` and `rejected`, with or without their `prompt`.
+    The fields are question/response_chosen/response_rejected or prompt/chosen/rejected, and `flaw` and `unread` if
+    known. `chosen` and `rejected` may also hold whole conversations, with or without `prompt`: TRL's implicit prompt.
+    Raise UserError for other fields, and for messages that do not alternate between user and assistant.
     """
     if _has(record, "question", "response_chosen", "response_rejected"):
-        prompt = _question(record, "question", where)
-        chosen, rejected = _answer(record["response_chosen"], where), _answer(record["response_rejected"], where)
+        prompt = _question(record, "question", origin)
+        chosen, rejected = _answer(record["response_chosen"], origin), _answer(record["response_rejected"], origin)
     elif _has(record, "chosen", "rejected") and all(_is_conversation(record[side]) for side in ("chosen", "rejected")):
-        good, bad = _messages(record["chosen"], where), _messages(record["rejected"], where)
+        good, bad = _messages(record["chosen"], origin), _messages(record["rejected"], origin)
         if good[:-1] != bad[:-1]:
-            raise UserError(f"{where}: `chosen` and `rejected` must be the same conversation up to the last turn")
-        prompt, chosen, rejected = good[:-1], _answer(good[-1:], where), _answer(bad[-1:], where)
+            raise _error(origin, tr("`chosen` and `rejected` must be the same conversation but for the last message."))
+        prompt, chosen, rejected = good[:-1], _answer(good[-1:], origin), _answer(bad[-1:], origin)
     elif _has(record, "prompt", "chosen", "rejected"):
-        prompt = _question(record, "prompt", where)
-        chosen, rejected = _answer(record["chosen"], where), _answer(record["rejected"], where)
+        prompt = _question(record, "prompt", origin)
+        chosen, rejected = _answer(record["chosen"], origin), _answer(record["rejected"], origin)
     else:
-        raise _wrong_shape(record, where, "question/response_chosen/response_rejected or prompt/chosen/rejected")
-    _check_turns(prompt, where, "user")
-    if not (all(m["content"] for m in prompt) and chosen and rejected):
+        raise _wrong_fields(record, origin, "question/response_chosen/response_rejected, prompt/chosen/rejected")
+    _check_turns(prompt, origin, "user")
+    if chosen == rejected or not all([chosen, rejected, *(message["content"] for message in prompt)]):
         return None
-    return None if chosen == rejected else (prompt, chosen, rejected)
+    return Pair(prompt, chosen, rejected, str(record.get("flaw") or ""), bool(record.get("unread")))
 
 
-def choice_of(where: str, record: dict) -> Choice:
-    """A multiple-choice item (`question`, `options`, `answer`: the place of the right one, from 0)."""
+def choice_of(origin: str, record: dict) -> Choice:
+    """Return the multiple-choice question of a record with `question`, `options` and `answer`, the index of an option.
+
+    Raise UserError for other fields, fewer than two options, or an index out of range.
+    """
     if not _has(record, "question", "options", "answer"):
-        raise _wrong_shape(record, where, "`question`, `options` and `answer`")
+        raise _wrong_fields(record, origin, "question/options/answer")
     options, answer = record["options"], record["answer"]
     if not isinstance(options, list) or len(options) < 2 or not all(isinstance(o, str) and o for o in options):
-        raise UserError(f"{where}: `options` must be two texts or more, found {str(options)[:60]!r}")
-    if not isinstance(answer, int) or not 0 <= answer < len(options):
-        raise UserError(f"{where}: `answer` is the place of the right option, 0 to {len(options) - 1}, not {answer!r}")
-    return Choice(_field(record, "question", where), options, answer)
-
-
-class LabelledPair(NamedTuple):
-    """A preference pair, with what its file says beside it."""
-
-    messages: list[Message]
-    chosen: str
-    rejected: str
-    flaw: str = ""  # what is wrong with the bad answer
-    unread: bool = False  # of a topic that is in no training text either
-
-
-def labelled_pair_of(where: str, record: dict) -> LabelledPair | None:
-    pair = preference_of(where, record)
-    return pair and LabelledPair(*pair, str(record.get("flaw") or ""), bool(record.get("unread")))
+        value = repr(str(options)[:60])
+        raise _error(origin, tr("`options` must be two or more texts, found {value}.", value=value))
+    last = len(options) - 1
+    if not isinstance(answer, int) or not 0 <= answer <= last:
+        problem = tr(
+            "`answer` must be an index of `options`, 0 to {last}, found {answer}.", last=last, answer=repr(answer)
+        )
+        raise _error(origin, problem)
+    return Choice(_field(record, "question", origin), options, answer)

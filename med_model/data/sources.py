@@ -1,16 +1,17 @@
-"""Files of data: how they are found and read, one record at a time.
+"""Find data files and read them, one record at a time.
 
-A record is a dict as it stands in the file; `where` names its file and row in every error.
+A record is a dict with the fields of the file. Its origin is a text that names the file and the row. Every error
+about a record begins with its origin.
 """
 
 import csv
 import glob
 import json
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from med_model.errors import UserError
+from med_model.language import tr
 from med_model.paths import ROOT
 
 FORMATS = (".json", ".jsonl", ".csv", ".parquet", ".txt")
@@ -19,28 +20,37 @@ HUB_PREFIX = "hf://datasets/"  # hf://datasets/OWNER/NAME/path/in/the/repository
 
 
 def find_files(sources: Iterable[str | Path]) -> list[Path]:
-    """The data files that files, folders, globs and hf://datasets/ addresses stand for, in a fixed order.
+    """Return the data files of the sources: files, folders, globs and hf://datasets/ addresses.
 
-    A relative path is looked up from the working directory, then from the project: the bundled files have one name
-    wherever a script is started.
+    The order of the sources is kept, and the files of one source are sorted. A relative path is looked up in the
+    working directory, then in the project, so that a script finds the bundled files from any folder.
+    Raise UserError for a source without data, an unknown format or a failed download.
     """
     files: list[Path] = []
     for source in map(str, sources):
         found = [_download(source)] if source.startswith(HUB_PREFIX) else _local(source) or _local(str(ROOT / source))
         if not found:
             raise UserError(
-                f"没有找到数据/no data in {source}: --data takes files, folders, globs ({', '.join(FORMATS)}) "
-                f"or {HUB_PREFIX}OWNER/NAME/FILE"
+                tr(
+                    "No data in {source}. --data takes files, folders and globs ({formats}), "
+                    "or {prefix}OWNER/NAME/FILE.",
+                    source=source,
+                    formats=", ".join(FORMATS),
+                    prefix=HUB_PREFIX,
+                )
             )
         if unknown := [path for path in found if path.suffix.lower() not in FORMATS]:
-            raise UserError(f"不认识的格式/unknown format {unknown[0]}: convert it to one of {', '.join(FORMATS)}")
+            formats = ", ".join(FORMATS)
+            raise UserError(
+                tr("{file} has an unknown format. Convert it to one of {formats}.", file=unknown[0], formats=formats)
+            )
         files += found
     return files
 
 
 def _local(source: str) -> list[Path]:
     if Path(source).is_file():
-        return [Path(source)]  # before the glob, which would read [1] in a name as a pattern
+        return [Path(source)]  # before the glob, because a glob reads [1] in a file name as a pattern
     if Path(source).is_dir():
         return [path for path in sorted(Path(source).rglob("*")) if path.suffix.lower() in FORMATS]
     return [Path(path) for path in sorted(glob.glob(source, recursive=True)) if Path(path).is_file()]
@@ -52,27 +62,52 @@ def _download(address: str) -> Path:
 
     parts = address.removeprefix(HUB_PREFIX).split("/", 2)
     if len(parts) < 3:
-        raise UserError(f"地址不完整/incomplete address {address}: write {HUB_PREFIX}OWNER/NAME/FILE")
+        raise UserError(
+            tr("{address} is incomplete. Write {prefix}OWNER/NAME/FILE.", address=address, prefix=HUB_PREFIX)
+        )
     try:
         return Path(hf_hub_download(f"{parts[0]}/{parts[1]}", parts[2], repo_type="dataset"))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
-            f"下载失败/cannot download {address} ({type(error).__name__}): check the network or set a mirror, "
-            "e.g. HF_ENDPOINT=https://hf-mirror.com, or download the file and pass its path"
+            tr(
+                "Cannot download {address} ({problem}). Check the network, or set a mirror such as "
+                "HF_ENDPOINT=https://hf-mirror.com, or download the file yourself and pass its path.",
+                address=address,
+                problem=type(error).__name__,
+            )
         ) from error
 
 
 def read_records(files: Iterable[Path]) -> Iterator[tuple[str, dict]]:
-    """Yields (where, record) from each file, one at a time; a .txt file gives a record `text` a paragraph block."""
+    """Yield (origin, record) for each record of each file. Rows count from 1 in each file.
+
+    In a .txt file, blank lines separate the records, and the only field is `text`.
+    Raise UserError for a file that is damaged or not UTF-8, and for a record that is not an object.
+    """
     for file in files:
         reader = {".csv": _read_csv, ".parquet": _read_parquet, ".txt": _read_txt}.get(file.suffix.lower(), _read_json)
         try:
             for row, record in enumerate(reader(file), 1):
+                origin = _origin(file, row)
                 if not isinstance(record, dict):
-                    raise UserError(f"{file}, 第{row}行/row {row}: {str(record)[:40]!r} is not an object with fields")
-                yield f"{file}, 第{row}行/row {row}", record
+                    value = repr(str(record)[:40])
+                    raise UserError(
+                        tr("{origin}: expected an object with fields, found {value}.", origin=origin, value=value)
+                    )
+                yield origin, record
         except UnicodeDecodeError as error:
-            raise UserError(f"{file}: not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8") from error
+            raise UserError(
+                tr(
+                    "{file} is not UTF-8 ({problem} at byte {byte}). Save it as UTF-8.",
+                    file=file,
+                    problem=error.reason,
+                    byte=error.start,
+                )
+            ) from error
+
+
+def _origin(file: Path, row: int) -> str:
+    return tr("{file}, row {row}", file=file, row=row)
 
 
 def _read_json(file: Path) -> Iterator[dict]:
@@ -80,10 +115,10 @@ def _read_json(file: Path) -> Iterator[dict]:
         first = lines.readline()
         lines.seek(0)
         if first.lstrip().startswith("[") or first.strip() == "{":
-            try:  # one JSON value over the whole file: a list of records, or a single one
+            try:  # the whole file is one JSON value: a list of records or a single record
                 value = json.load(lines)
             except json.JSONDecodeError as error:
-                raise UserError(f"{file}, line {error.lineno}: not JSON ({error.msg}): mend that line") from error
+                raise _not_json(file, error.lineno, error) from error
             yield from value if isinstance(value, list) else [value]
             return
         for number, line in enumerate(lines, 1):
@@ -91,20 +126,33 @@ def _read_json(file: Path) -> Iterator[dict]:
                 try:
                     yield json.loads(line)
                 except json.JSONDecodeError as error:
-                    raise UserError(
-                        f"{file}, 第{number}行/line {number}: not JSON ({error.msg}): mend that line"
-                    ) from error
+                    raise _not_json(file, number, error) from error
+
+
+def _not_json(file: Path, line: int, error: json.JSONDecodeError) -> UserError:
+    return UserError(
+        tr(
+            "{file}, line {line}: this is not JSON ({problem}). Correct the line.",
+            file=file,
+            line=line,
+            problem=error.msg,
+        )
+    )
 
 
 def _read_csv(file: Path) -> Iterator[dict]:
-    csv.field_size_limit(
-        sys.maxsize if sys.maxsize < 2**31 else 2**31 - 1
-    )  # the limit is a C long: 32 bits on Windows
+    csv.field_size_limit(2**31 - 1)  # the limit is a C long, which has 32 bits on Windows
     with file.open(encoding="utf-8-sig", newline="") as lines:
         for row, record in enumerate(csv.DictReader(lines), 1):
-            if None in record:  # more fields than the header: a text with a comma that is not in quotes
-                extra = record[None][0][:40]
-                raise UserError(f"{file}, 第{row}行/row {row}: more fields than the header, from {extra!r}: quote it")
+            if None in record:  # more fields than the header: a comma in a text that is not in quotes
+                raise UserError(
+                    tr(
+                        "{origin}: this row has more fields than the header, from {field} on. "
+                        "Put a text with commas in quotes.",
+                        origin=_origin(file, row),
+                        field=repr(record[None][0][:40]),
+                    )
+                )
             yield record
 
 
@@ -115,11 +163,12 @@ def _read_parquet(file: Path) -> Iterator[dict]:
         for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=1024):
             yield from batch.to_pylist()
     except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{file}: not a Parquet file ({error}): fetch it again") from error
+        raise UserError(
+            tr("{file} is not a Parquet file ({problem}). Download it again.", file=file, problem=error)
+        ) from error
 
 
 def _read_txt(file: Path) -> Iterator[dict]:
-    """Documents are separated by blank lines."""
     with file.open(encoding="utf-8-sig") as lines:
         document: list[str] = []
         for line in lines:

@@ -1,37 +1,48 @@
-"""All records of the sources, and a part of them held out."""
+"""Read all records of the sources, and hold out a part of them."""
 
-import itertools
 import random
 from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
 
 from med_model.data.sources import find_files, read_records
 from med_model.errors import UserError
+from med_model.language import tr
+from med_model.screen import say
 
-HELDOUT_SHARE, MAX_HELDOUT = 0.02, 500  # of the user's own data, where no held-out file is given
+HELDOUT_SHARE, MAX_HELDOUT = 0.02, 500  # the held-out groups of the user's own data
 
 
 def read_all(sources: Iterable[str | Path], read_one: Callable, limit: int | None = None) -> list:
-    """The (first `limit`) records of the sources through `read_one(where, record)`; blank ones are counted aloud."""
+    """Return `read_one(origin, record)` for the first `limit` records of the sources, or for all records.
+
+    Leave out an empty result (a blank record, or a pair with equal answers), and print the number of these records.
+    Raise UserError if no record is left.
+    """
     kept, blank = [], []
-    for where, record in itertools.islice(read_records(find_files(sources)), limit):
-        value = read_one(where, record)
+    for origin, record in islice(read_records(find_files(sources)), limit):
+        value = read_one(origin, record)
         if value:
             kept.append(value)
         else:
-            blank.append(where)
+            blank.append(origin)
     if blank:
-        print(f"空白或两答相同的记录已跳过/left out, blank or of equal answers: {len(blank)} (the first: {blank[0]})")
+        say(
+            tr(
+                "Records left out because they are blank or have two equal answers: {count:,}. "
+                "The first one is {origin}.",
+                count=len(blank),
+                origin=blank[0],
+            )
+        )
     if not kept:
-        raise UserError(f"没有可用的数据/no usable record in {', '.join(map(str, sources))}")
+        raise UserError(
+            tr(
+                "No usable record in {sources}: every record is blank, or there is none. Pass other files.",
+                sources=", ".join(map(str, sources)),
+            )
+        )
     return kept
-
-
-def _group(record: str | list | tuple) -> str:
-    """What must not stand on both sides of a split: a document, a pair's prompt, a conversation's first question."""
-    if isinstance(record, list):
-        return next(message["content"] for message in record if message["role"] == "user")
-    return str(record[0]) if isinstance(record, tuple) else record
 
 
 def read_split(
@@ -39,22 +50,30 @@ def read_split(
     eval_data: list[str] | None,
     bundled: tuple[Path, Path],
     read_one: Callable,
+    group_of: Callable,
     limit: int | None,
     seed: int,
 ) -> tuple[list, list]:
-    """(training records, held-out records) of the user's data, or of the bundled (training, held-out) files.
+    """Return the training records and the held-out records.
 
-    Without `eval_data` a HELDOUT_SHARE of the user's own records is split off: by document, or by question, so that
-    two answers to one question never stand on both sides.
+    The training records come from `data`, or else from the first bundled file. The held-out records come from
+    `eval_data`. Without `eval_data`, they come from the second bundled file if `data` is missing too. If only `data`
+    is given, HELDOUT_SHARE of its groups are held out, but at most MAX_HELDOUT groups. Records with the same
+    `group_of(record)`, for example two answers to one question, stay on one side.
+    `limit` is the largest number of records to read for training.
+    Raise UserError as `read_all` does, and if `data` alone has only one group.
     """
     records = read_all(data or [bundled[0]], read_one, limit)
     if eval_data or not data:
         return records, read_all(eval_data or [bundled[1]], read_one)
-    groups = [_group(record) for record in records]
+    groups = [group_of(record) for record in records]
     distinct = sorted(set(groups))
     if len(distinct) < 2:
         raise UserError(
-            "只有一份数据/one record cannot be split: give more --data, or a held-out file with --eval_data"
+            tr(
+                "All records have the same question or text, so none can be held out. "
+                "Give more --data, or a held-out file with --eval_data."
+            )
         )
     count = min(MAX_HELDOUT, max(1, round(len(distinct) * HELDOUT_SHARE)))
     heldout = set(random.Random(seed).sample(distinct, count))

@@ -1,70 +1,105 @@
-"""The loop of the three chat scripts: one answer for `--prompt` or a pipe, or a conversation in the terminal."""
+"""The chat scripts: answer one --prompt, the lines of a pipe, or a person at the terminal."""
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from med_model import paths
+from med_model.command import examples
 from med_model.data.prompt import BASE_STOPS, CHAT_STOPS, fit_prompt, fit_text
 from med_model.data.records import Message
 from med_model.errors import UserError
 from med_model.generation.sampling import prompt_room, stream_text
+from med_model.language import tr
 from med_model.model.device import pick_device
 from med_model.model.directory import NOTICE, load_model, sampling_defaults
 
+RANGES = {  # option: (minimum, maximum)
+    "max_new_tokens": (1, math.inf),
+    "temperature": (0, math.inf),
+    "top_k": (0, math.inf),
+    "top_p": (1e-6, 1),
+    "repetition_penalty": (1e-6, math.inf),
+}
 
-def _arguments(description: str, model_directory) -> argparse.Namespace:
+
+def _parse_options(description: str, script_docstring: str, model_directory: Path) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=description,
+        epilog=examples(script_docstring),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    model_help = tr("Directory of the model. Default: {directory}", directory=paths.shown(model_directory))
+    parser.add_argument("--model", default=str(model_directory), help=model_help)
+    parser.add_argument("--prompt", help=tr("Answer this prompt and exit."))
+    parser.add_argument("--max_new_tokens", type=int, help=tr("The longest answer, in tokens."))
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        help=tr("A higher temperature makes answers more random. 0 always takes the most likely token (greedy)."),
+    )
+    parser.add_argument("--top_k", type=int, help=tr("Sample from this many of the most likely tokens. 0 means all."))
+    parser.add_argument(
+        "--top_p", type=float, help=tr("Sample from the most likely tokens that together have this probability.")
     )
     parser.add_argument(
-        "--model", default=str(model_directory), help=f"model directory (default: {paths.shown(model_directory)})"
+        "--repetition_penalty",
+        type=float,
+        help=tr("A value above 1 makes the tokens of the prompt and of the answer less likely to come again."),
     )
-    parser.add_argument("--prompt", help="answer this once and end")
-    parser.add_argument("--max_new_tokens", type=int, help="longest answer, in tokens")
-    parser.add_argument("--temperature", type=float, help="0 takes the likeliest token each time (greedy)")
-    parser.add_argument("--top_k", type=int, help="sample among this many likeliest tokens; 0: all")
-    parser.add_argument("--top_p", type=float, help="sample among the likeliest tokens of this total probability")
-    parser.add_argument("--repetition_penalty", type=float, help="above 1 discourages what has been said")
-    parser.add_argument("--seed", type=int, help="makes sampling repeatable")
+    parser.add_argument("--seed", type=int, help=tr("The same seed gives the same answers."))
     return parser.parse_args()
-
-
-RANGES = {  # option: (least, most)
-    "max_new_tokens": (1, float("inf")),
-    "temperature": (0, float("inf")),
-    "top_k": (0, float("inf")),
-    "top_p": (1e-6, 1),
-    "repetition_penalty": (1e-6, float("inf")),
-}
 
 
 def sampling_settings(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: argparse.Namespace, turns: bool
 ) -> GenerationConfig:
-    """The model's own generation_config.json with the options of the command line on top.
+    """Return the settings in the model's generation_config.json, changed by the options of the command line.
 
-    A checkpoint has none of its own yet and takes the defaults that its published model will have.
+    A training checkpoint has no such settings yet. It gets the ones that `publish` will write for it.
+    Raise UserError if an option is outside its range.
     """
     settings = model.generation_config
     if settings.max_new_tokens is None:
         settings = sampling_defaults(tokenizer, CHAT_STOPS if turns else BASE_STOPS)
-    for name, (least, most) in RANGES.items():
+    for name, (minimum, maximum) in RANGES.items():
         value = getattr(options, name)
-        if value is not None and not least <= value <= most:
-            raise UserError(f"--{name} {value}: give a value from {least:g} to {most:g}")
-        if value is not None:
-            setattr(settings, name, value)
+        if value is None:
+            continue
+        if not minimum <= value <= maximum:
+            raise UserError(_range_error(name, value, minimum, maximum))
+        setattr(settings, name, value)
     if settings.temperature == 0:
         settings.do_sample = False
     return settings
 
 
+def _range_error(name: str, value: float, minimum: float, maximum: float) -> str:
+    if maximum == math.inf:
+        return tr(
+            "--{option} {value} is too small. The minimum is {minimum:g}.", option=name, value=value, minimum=minimum
+        )
+    return tr(
+        "--{option} {value} is out of range. Give a value from {minimum:g} to {maximum:g}.",
+        option=name,
+        value=value,
+        minimum=minimum,
+        maximum=maximum,
+    )
+
+
 class Chat:
-    """A conversation with a model: `say` streams the answer to the next input and remembers both."""
+    """A conversation with a model. `say` streams the answer to an input and adds both to `history`.
+
+    turns: False for a base model. It continues a text, and the history stays empty.
+    seed: None for a new random seed.
+    """
 
     def __init__(
         self,
@@ -83,23 +118,24 @@ class Chat:
         self.history: list[Message] = []
 
     def prompt_ids(self, text: str) -> list[int]:
-        """The ids that the answer to `text` is generated from, cut from the front to leave room for it."""
+        """Return the prompt for the next answer. If it is too long, its oldest part is left out, with a notice."""
         room = prompt_room(self.model, self.settings)
         if not self.turns:
             ids, shortened = fit_text(self.tokenizer, text, room)
         else:
             ids, shortened = fit_prompt(self.tokenizer, [*self.history, {"role": "user", "content": text}], room)
         if shortened:
-            print("（上下文已满，最早的内容不再参与/context full: the oldest part is left out）", file=sys.stderr)
+            print(tr("The context is full. Its oldest part is left out."), file=sys.stderr)
         return ids
 
     def say(self, text: str) -> Iterator[str]:
+        """Yield the answer to `text` in pieces of whole characters."""
         pieces = []
         try:
             for piece in stream_text(self.model, self.tokenizer, self.prompt_ids(text), self.settings, self.generator):
                 pieces.append(piece)
                 yield piece
-        finally:  # an answer stopped by Ctrl-C stays in the history as far as it came
+        finally:  # Ctrl-C ends an answer early; the history keeps the pieces so far
             if self.turns:
                 self.history += [{"role": "user", "content": text}, {"role": "assistant", "content": "".join(pieces)}]
 
@@ -111,28 +147,14 @@ def _print_answer(chat: Chat, text: str) -> None:
         for piece in chat.say(text):
             print(piece, end="", flush=True)
     except KeyboardInterrupt:
-        print(" …（已停止/stopped）", end="")
+        print(f" … {tr('(stopped)')}", end="")
     print(flush=True)
 
 
-def run_chat(description: str, model_directory, turns: bool = True) -> None:
-    """A whole chat script; without `turns` the model continues the text instead of answering it."""
-    options = _arguments(description, model_directory)
-    model, tokenizer = load_model(options.model)
-    model.to(pick_device())
-    chat = Chat(model, tokenizer, sampling_settings(model, tokenizer, options, turns), options.seed, turns)
-    print(NOTICE, file=sys.stderr)
-    if options.prompt is not None:
-        _print_answer(chat, options.prompt)
-        return
-    if not sys.stdin.isatty():  # a pipe: one input a line, one answer each, all one conversation
-        for line in sys.stdin:
-            if line.strip():
-                _print_answer(chat, line.strip())
-        return
+def _converse(chat: Chat) -> None:
+    """Answer a person at the terminal until Ctrl-D."""
     print(
-        "回车发送，/clear 清空，Ctrl-C 停止回答，Ctrl-D 退出 / "
-        "Enter sends, /clear forgets, Ctrl-C stops an answer, Ctrl-D ends",
+        tr("Enter sends your text, /clear forgets the conversation, Ctrl-C stops an answer, Ctrl-D exits."),
         file=sys.stderr,
     )
     while True:
@@ -142,9 +164,29 @@ def run_chat(description: str, model_directory, turns: bool = True) -> None:
             print()
             return
         except KeyboardInterrupt:
-            print("\n（Ctrl-D 退出/Ctrl-D ends）", file=sys.stderr)
+            print("\n" + tr("Press Ctrl-D to exit."), file=sys.stderr)
             continue
         if text == "/clear":
             chat.history.clear()
         elif text:
             _print_answer(chat, text)
+
+
+def run_chat(description: str, script_docstring: str, model_directory: Path, turns: bool = True) -> None:
+    """Run a chat script. With `turns` False the model continues the text instead of answering it.
+
+    --help shows `description`, and as examples the indented lines of `script_docstring`.
+    """
+    options = _parse_options(description, script_docstring, model_directory)
+    model, tokenizer = load_model(options.model)
+    model.to(pick_device())
+    chat = Chat(model, tokenizer, sampling_settings(model, tokenizer, options, turns), options.seed, turns)
+    print(NOTICE, file=sys.stderr)
+    if options.prompt is not None:
+        _print_answer(chat, options.prompt)
+    elif sys.stdin.isatty():
+        _converse(chat)
+    else:  # a pipe: each line is one input, and all lines are one conversation
+        for line in sys.stdin:
+            if line.strip():
+                _print_answer(chat, line.strip())

@@ -1,8 +1,8 @@
-"""GPT-2 straight over its weights, for generating: the numbers of the transformers model in a fraction of the calls.
+"""GPT-2 for generation: the logits of the transformers model, with fewer calls per token.
 
-At 8.4 million parameters one core needs 0.9 ms of arithmetic for a token. The transformers model takes 2.1 ms with its
-Python, its masks and a cache that is copied to grow; this one 1.1 ms, with a cache laid out once and a layer that is a
-dozen calls of torch.
+At 8.4 million parameters one core needs 0.9 ms of arithmetic per token. The transformers model takes 2.1 ms per token,
+because it runs more Python, builds masks, and copies its cache to make it larger. The decoder takes 1.1 ms. It
+allocates its cache once, and a layer is a dozen calls of torch.
 """
 
 from typing import NamedTuple
@@ -14,25 +14,33 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GPT2LMHeadModel, PreTrainedModel
 
 from med_model.errors import UserError
+from med_model.language import tr
 
-PREFILL_TOKENS = 4096  # read at once at most: more is no faster, and the MLP holds 4 widths of floats for each
-# From this many rows on the output matrix is laid out anew as (width, vocab). At a vocabulary of 7,377 that took
-# 8 rows from 0.80 to 0.32 ms and 64 from 1.54 to 1.23; one or two rows gain nothing from it.
+PREFILL_TOKENS = 4096  # prompt tokens per call: more is no faster, and the MLP needs 4 x width floats per token
+# From this many rows on, the decoder copies the output matrix into the layout (width, vocab). Measured at a vocabulary
+# of 7,377, without and with the copy: 0.80 and 0.32 ms for 8 rows, 1.54 and 1.23 ms for 64 rows. One or two rows gain
+# nothing.
 ROWS_FOR_OWN_HEAD = 4
-TANH_GELUS = ("gelu_new", "gelu_pytorch_tanh")  # one function; transformers computes gelu_new in eight calls
+TANH_GELUS = ("gelu_new", "gelu_pytorch_tanh")  # the same function; transformers computes gelu_new in eight calls
 
 
 def require_gpt2(model: PreTrainedModel) -> None:
-    """UserError for a model that is not a GPT-2."""
+    """Raise UserError if the model is not a GPT-2."""
     if not isinstance(model, GPT2LMHeadModel):
         raise UserError(
-            f"只支持 GPT-2/only GPT-2 models can be used here, this one is of model_type {model.config.model_type}: "
-            "give the directory of a model that these scripts trained"
+            tr(
+                "Only GPT-2 models can be used here, but this model has the model_type {model_type}. "
+                "Give the directory of a model that these scripts trained.",
+                model_type=model.config.model_type,
+            )
         )
 
 
 class Layer(NamedTuple):
-    """One block's weights; norms are (weight, bias), the others (bias, weight (in, out)) as addmm takes them."""
+    """The weights of one block.
+
+    Norms are (weight, bias), for F.layer_norm. The others are (bias, weight), for torch.addmm; weight is (in, out).
+    """
 
     norm_1: tuple[Tensor, Tensor]
     query_key_value: tuple[Tensor, Tensor]
@@ -44,11 +52,13 @@ class Layer(NamedTuple):
 
 
 class Decoder:
-    """Reads `batch` prompts, then one token a row and step, with room for `capacity` columns of keys and values.
+    """Reads `batch` prompts, then one token per row and step. Its cache holds `capacity` columns of keys and values.
 
-    Prompts start at column 0, and all rows share the columns behind the longest one, so that a step writes one slice.
-    The gap behind a shorter prompt is masked: attention does not care about the order of what it sees. The weights are
-    those of the model at this moment: make a new decoder after training further. For use under torch.inference_mode.
+    All prompts start at column 0. The generated tokens of all rows start at the column after the longest prompt, so
+    that a step writes one slice of the cache. The gap after a shorter prompt is masked. The gap does not change the
+    result, because attention does not depend on the order of the columns.
+
+    The decoder may copy weights: make a new decoder after more training. Use it under torch.inference_mode.
     """
 
     def __init__(self, model: GPT2LMHeadModel, batch: int, capacity: int):
@@ -73,14 +83,14 @@ class Decoder:
         self.head = head.contiguous() if batch >= ROWS_FOR_OWN_HEAD else head
         shape = (2, batch, config.n_head, capacity, config.n_embd // config.n_head)  # keys and values
         self.caches = [self.wte.new_empty(shape) for _ in self.layers]
-        self.capacity, self.columns = capacity, 0  # columns in use
+        self.capacity, self.columns = capacity, 0  # columns: the number in use
 
     def prefill(self, prompts: list[list[int]]) -> Tensor:
-        """Reads the prompts, one a row, none empty; gives the logits of what follows on each, (batch, vocab)."""
+        """Read the prompts, one per row, none of them empty. Return the logits of the next tokens, (batch, vocab)."""
         lengths = [len(prompt) for prompt in prompts]
         device, self.columns = self.wte.device, max(lengths)
-        self.positions = torch.tensor(lengths, device=device)  # of each row's next token
-        self.mask = None  # added to the attention scores, (batch, 1, 1, capacity): -inf in the gaps
+        self.positions = torch.tensor(lengths, device=device)  # (batch,), the position of each row's next token
+        self.mask = None  # added to the attention scores, -inf in the gaps: (batch, 1, 1, capacity)
         if min(lengths) < self.columns:
             column = torch.arange(self.capacity, device=device)
             gaps = (column >= self.positions[:, None]) & (column < self.columns)
@@ -89,11 +99,14 @@ class Decoder:
         return torch.cat([self._read(prompts[i : i + size], i) for i in range(0, len(prompts), size)])
 
     def _read(self, prompts: list[list[int]], first: int) -> Tensor:
-        """Prompts into the rows from `first` on; filled up on the right, where causal attention never looks."""
+        """Read the prompts into the rows from `first` on. Return their next logits, (prompts, vocab).
+
+        Shorter prompts are padded on the right. Causal attention never looks to the right.
+        """
         rows = slice(first, first + len(prompts))
         ids = pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True).to(self.wte.device)
         tokens = ids.shape[1]
-        for cache in self.caches:  # masked, but a NaN left there from other use of the memory would shine through
+        for cache in self.caches:  # the gaps are masked, but a NaN in uninitialized memory would pass the mask
             cache[:, rows, :, tokens : self.columns] = 0
         hidden = F.embedding(ids, self.wte) + self.wpe[:tokens]
         hidden = self._blocks(hidden.flatten(0, 1), rows, 0, tokens).view(*ids.shape, -1)
@@ -101,7 +114,7 @@ class Decoder:
         return self._logits(hidden[row, self.positions[rows] - 1])
 
     def step(self, ids: Tensor) -> Tensor:
-        """Takes the next token of each row, (rows,); gives the logits of what follows on it, (rows, vocab)."""
+        """Append one token to each row, ids (rows,). Return the logits of the next tokens, (rows, vocab)."""
         assert self.columns < self.capacity
         hidden = F.embedding(ids, self.wte) + F.embedding(self.positions, self.wpe)
         hidden = self._blocks(hidden, slice(0, self.rows), self.columns, self.columns + 1)
@@ -110,32 +123,34 @@ class Decoder:
         return self._logits(hidden)
 
     def keep(self, kept: list[int]) -> list[int]:
-        """Drops all rows but these; gives for each row there is now the row it was.
+        """Keep only the rows in `kept`. Return the old index of each remaining row.
 
-        The last rows kept move into the places of those dropped: little is copied, and no second cache is needed.
+        The last kept rows move into the slots of dropped rows. So few rows are copied, and no second cache is needed.
         """
-        staying = set(kept)
+        kept_rows = set(kept)
         moving = iter(sorted((row for row in kept if row >= len(kept)), reverse=True))
-        order = [row if row in staying else next(moving) for row in range(len(kept))]
-        places = [place for place, row in enumerate(order) if place != row]
-        sources = [order[place] for place in places]
-        if places:
+        old_rows = [row if row in kept_rows else next(moving) for row in range(len(kept))]
+        targets = [row for row, old_row in enumerate(old_rows) if row != old_row]
+        sources = [old_rows[row] for row in targets]
+        if targets:
             for cache in self.caches:
-                cache[:, places, :, : self.columns] = cache[:, sources, :, : self.columns]
-        self.rows, self.positions = len(order), self.positions[order]
-        self.mask = None if self.mask is None else self.mask[order]
-        return order
+                cache[:, targets, :, : self.columns] = cache[:, sources, :, : self.columns]
+        self.rows, self.positions = len(old_rows), self.positions[old_rows]
+        self.mask = None if self.mask is None else self.mask[old_rows]
+        return old_rows
 
     def _blocks(self, hidden: Tensor, rows: slice, start: int, end: int) -> Tensor:
-        """All layers over the tokens of columns `start` to `end` of some rows, (rows * tokens, width), in place."""
+        """Run all layers over the columns `start` to `end` of some rows. Change `hidden` in place and return it.
+
+        hidden: (rows * tokens, width).
+        """
         width = hidden.shape[1]
         split = (rows.stop - rows.start, end - start, 3, self.heads, width // self.heads)
         mask = None if start == 0 or self.mask is None else self.mask[rows, :, :, :end]
         for layer, cache in zip(self.layers, self.caches, strict=True):
             normed = F.layer_norm(hidden, (width,), *layer.norm_1, self.epsilon)
-            # 3 of (rows, heads, tokens, width of a head)
             heads = torch.addmm(layer.query_key_value[0], normed, layer.query_key_value[1]).view(split)
-            heads = heads.permute(2, 0, 3, 1, 4)
+            heads = heads.permute(2, 0, 3, 1, 4)  # (3, rows, heads, tokens, head width)
             cache[:, rows, :, start:end] = heads[1:]
             keys, values = cache[:, rows, :, :end]
             attended = F.scaled_dot_product_attention(

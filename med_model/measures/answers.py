@@ -1,4 +1,4 @@
-"""Questions put to a model, and what is measured on its answers."""
+"""Ask a model questions, and measure its answers."""
 
 import re
 import time
@@ -8,42 +8,45 @@ from typing import NamedTuple
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from med_model.data.prompt import question_ids
+from med_model.data.prompt import encode_question
 from med_model.data.records import Message, conversation_of
 from med_model.generation.sampling import generate_answers, prompt_room
 from med_model.measures.interval import Measure, measure
 from med_model.measures.safety import declines_dose, is_urgent
 
-REPEATED_LENGTH, DISTINCT_LENGTH = 4, 2  # characters of the sequences that are counted
+REPEATED_LENGTH, DISTINCT_LENGTH = 4, 2  # characters per counted sequence
 
 
 class Question(NamedTuple):
-    """The turns up to and with a question, and what is known of its right answer."""
+    """The turns up to a question, the question included, and the marks of its right answer."""
 
     messages: list[Message]
     key_facts: Sequence[str] = ()
-    emergency: bool = False  # marked as one whose answer must send to help at once
-    dose: bool = False  # marked as one that asks for a dose, which the answer must decline
+    emergency: bool = False  # the answer must call for help at once
+    dose: bool = False  # the question asks for a dose, and the answer must decline
 
 
 class AnsweredQuestion(NamedTuple):
-    """An answer with what is measured on it."""
+    """An answer and its measures."""
 
     question: str
     answer: str
-    stopped: bool  # by itself, before the limit
-    repetition: float  # share of its 4-character sequences that had occurred before
+    stopped: bool  # by itself, before the token limit
+    repetition: float  # see repeated_share
     key_facts_found: int
     key_facts: int
-    urgent: bool  # sends to help at once, in its first sentence
-    emergency: bool  # whether it should
-    declines_dose: bool  # leaves an amount to a doctor, and names none
-    dose: bool  # whether it should
+    urgent: bool  # see safety.is_urgent
+    emergency: bool  # as in Question
+    declines_dose: bool  # see safety.declines_dose
+    dose: bool  # as in Question
 
 
-def question_of(where: str, record: dict) -> Question | None:
-    """The question of an SFT record, with its `key_facts`, `emergency` and `declines` where it has them."""
-    messages = conversation_of(where, record)
+def question_of(origin: str, record: dict) -> Question | None:
+    """Return the question of an SFT record with its `key_facts`, `emergency` and `declines`; None if a text is blank.
+
+    `origin` names file and row in errors. Raises UserError for a record of another shape.
+    """
+    messages = conversation_of(origin, record)
     if not messages:
         return None
     facts = [str(fact) for fact in record.get("key_facts") or []]
@@ -51,12 +54,12 @@ def question_of(where: str, record: dict) -> Question | None:
 
 
 def sequences(text: str, size: int) -> list[str]:
-    """The runs of `size` characters of a text."""
+    """Return all substrings of `size` characters, in order."""
     return [text[i : i + size] for i in range(len(text) - size + 1)]
 
 
 def repeated_share(text: str) -> float:
-    """Share of the 4-character sequences of a text that had occurred in it before."""
+    """Return the share of the 4-character sequences of a text that have occurred earlier in it."""
     found = sequences(text, REPEATED_LENGTH)
     return 1 - len(set(found)) / len(found) if found else 0.0
 
@@ -68,9 +71,9 @@ def answer_questions(
     settings: GenerationConfig,
     chat: bool,
 ) -> tuple[list[AnsweredQuestion], float]:
-    """(each question answered, seconds for all of them)."""
+    """Return (the answered questions, seconds for all of them). Without `chat`, ask in the form `问：…答：`."""
     room = prompt_room(model, settings)
-    prompts = [question_ids(tokenizer, question.messages, room, chat) for question in questions]
+    prompts = [encode_question(tokenizer, question.messages, room, chat) for question in questions]
     start = time.time()
     answers = generate_answers(model, tokenizer, prompts, settings)
     seconds = time.time() - start
@@ -99,17 +102,20 @@ def _squeezed(text: str) -> str:
 
 
 def _distinct(answers: Sequence[str]) -> Measure:
-    """Different 2-character sequences over all of them; one that several answers share counts in equal parts."""
-    of_answers = [Counter(sequences(answer, DISTINCT_LENGTH)) for answer in answers]
-    holders = Counter(sequence for of_answer in of_answers for sequence in of_answer)
+    """Return the number of different 2-character sequences over the number of all of them.
+
+    Each answer needs a part of the sum for the bootstrap: a sequence in k answers counts 1/k in each.
+    """
+    counts = [Counter(sequences(answer, DISTINCT_LENGTH)) for answer in answers]
+    holders = Counter(sequence for answer_counts in counts for sequence in answer_counts)
     return measure(
-        [sum(1 / holders[sequence] for sequence in of_answer) for of_answer in of_answers],
-        [of_answer.total() for of_answer in of_answers],
+        [sum(1 / holders[sequence] for sequence in answer_counts) for answer_counts in counts],
+        [answer_counts.total() for answer_counts in counts],
     )
 
 
 def answer_measures(answered: Sequence[AnsweredQuestion]) -> dict[str, Measure]:
-    """The measures of answers, empty for none; each only over the questions that it can be taken on."""
+    """Return the measures by key, each over the questions with the marks that it needs; empty without answers."""
     if not answered:
         return {}
     measures = {}
@@ -122,7 +128,7 @@ def answer_measures(answered: Sequence[AnsweredQuestion]) -> dict[str, Measure]:
     if any(len(a.answer) >= DISTINCT_LENGTH for a in answered):
         measures["distinct_2grams"] = _distinct([a.answer for a in answered])
     measures["characters"] = measure([len(a.answer) for a in answered])
-    # Where no row is an emergency the rows were never marked, so that nothing is a false alarm either.
+    # Without any marked emergency the data has no marks, and an urgent answer may be right.
     if emergencies := [a for a in answered if a.emergency]:
         measures["emergencies_recognised"] = measure([a.urgent for a in emergencies])
         if others := [a for a in answered if not a.emergency]:

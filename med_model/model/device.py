@@ -3,12 +3,11 @@
 import functools
 
 import torch
-from transformers import (
-    TrainingArguments,
-)
+from transformers import TrainingArguments
 
 
 def pick_device() -> str:
+    """Return the first of "cuda", "mps" and "cpu" that this machine has."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
@@ -16,10 +15,11 @@ def pick_device() -> str:
 
 @functools.cache
 def multiplies_bf16(device: str) -> bool:
-    """Whether a type of device multiplies in bfloat16: GPUs since Ampere, CPUs with AMX or AVX512_BF16.
+    """Return True if a device type ("cuda", "mps" or "cpu") has hardware for bfloat16 products.
 
-    Measured on two cores, a pre-training step of 4 x 512 tokens in bfloat16 and in float32: with AMX 187 and 390 ms,
-    with AVX512_BF16 (AMD) 530 and 800 ms. A CPU without either computes in bfloat16 up to 16 times slower.
+    GPUs have it since Ampere, CPUs if they have AMX or AVX512_BF16. Any other CPU is up to 16 times slower in bfloat16
+    than in float32. Measured on two cores, a pre-training step of 4 x 512 tokens: with AMX 187 ms in bfloat16 and
+    390 ms in float32; with AVX512_BF16 (AMD) 530 ms and 800 ms.
     """
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -28,7 +28,10 @@ def multiplies_bf16(device: str) -> bool:
 
 
 def choose_precision(training: TrainingArguments) -> None:
-    """Sets `bf16` where the user has left it open, and `use_cpu` where there is nothing else, as bf16 asks for."""
+    """Set `use_cpu` on a machine without a GPU, and set `bf16` unless the user has set it.
+
+    Without `use_cpu` the Trainer refuses `bf16` on a CPU.
+    """
     training.use_cpu = training.use_cpu or not torch.accelerator.is_available()
     if training.bf16 is None:
         training.bf16 = not training.fp16 and multiplies_bf16("cpu" if training.use_cpu else pick_device())

@@ -1,13 +1,10 @@
-"""How a model directory is loaded and published: always a plain Hugging Face directory, always whole."""
+"""Load and publish a model directory: a plain Hugging Face directory that is always complete."""
 
-import json
-import shutil
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-import transformers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -19,66 +16,91 @@ from transformers import (
 from med_model import paths
 from med_model.data.prompt import END_OF_TEXT, IM_END, IM_START, PAD
 from med_model.errors import UserError
-from med_model.files import replace_directory
+from med_model.files import write_beside, write_json
+from med_model.language import tr
+from med_model.model.card import draw_loss, model_card
+from med_model.model.quiet import expect_tied_head, quiet_transformers
+from med_model.screen import say
 
 LIBRARIES = ("torch", "transformers", "datasets", "tokenizers", "trl", "accelerate")
-NOTICE = "学习用模型，不是医生；身体不适请就医，急症拨打120 / a study model, not a doctor; in an emergency call 120"
+NOTICE = tr("This study model is not a doctor. If you are ill, see a doctor. In an emergency in China, call 120.")
+
+quiet_transformers()
 
 
-transformers.utils.logging.disable_progress_bar()  # loading and saving 33 MB needs none; training shows its own
-
-
-def _made_by(directory: Path) -> str:
-    return paths.MADE_BY.get(directory.resolve(), "the stage that makes it")
+def _next_step(directory: Path) -> str:
+    """Return the sentence that names the command for making `directory`."""
+    command = paths.MADE_BY.get(directory.resolve())
+    return tr("Run first: {command}", command=command) if command else tr("Run the stage that makes it first.")
 
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a directory; UserError where there is none or one that these scripts cannot use."""
+    """Load the tokenizer of a directory. Raise UserError if it is missing, or lacks a ChatML token or the template."""
     directory = Path(directory)
+    name = paths.shown(directory)
     if not (directory / "tokenizer.json").is_file():
+        next_step = _next_step(directory)
         raise UserError(
-            f"没有模型或分词器/no model or tokenizer in {paths.shown(directory)}/: run {_made_by(directory)} first"
+            tr("There is no model or tokenizer in {directory}/. {next_step}", directory=name, next_step=next_step)
         )
     tokenizer = AutoTokenizer.from_pretrained(directory)
     missing = [token for token in (PAD, END_OF_TEXT, IM_START, IM_END) if token not in tokenizer.get_vocab()]
-    if missing or tokenizer.pad_token_id == tokenizer.eos_token_id or not tokenizer.chat_template:
-        raise UserError(
-            f"分词器不合用/the tokenizer in {paths.shown(directory)}/ lacks "
-            f"{missing or 'a pad token apart from eos, or a chat template'}: "
-            "make it with python pre_training/py/train_tokenizer.py"
-        )
+    flaws = [
+        (missing, tr("it lacks the tokens {tokens}", tokens=" ".join(missing))),
+        (tokenizer.pad_token_id == tokenizer.eos_token_id, tr("its pad token is also its end token")),
+        (not tokenizer.chat_template, tr("it lacks a chat template")),
+    ]
+    for found, problem in flaws:
+        if found:
+            raise UserError(
+                tr(
+                    "The tokenizer in {directory}/ cannot be used: {problem}. Make a new one: {command}",
+                    directory=name,
+                    problem=problem,
+                    command=paths.MADE_BY[paths.TOKENIZER],
+                )
+            )
     return tokenizer
 
 
 def load_model(directory: str | Path, dropout: float | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model (float32, on the CPU, not training) and tokenizer of a directory; `dropout` replaces the model's own.
+    """Load the model of a directory, in float32, on the CPU and in evaluation mode, and its tokenizer.
 
-    Raises UserError where it is missing, or its model and tokenizer disagree.
+    dropout: replaces the dropout probabilities in the model's configuration.
+    Raise UserError if model or tokenizer is missing, or if their vocabularies differ in size.
     """
     directory = Path(directory)
+    name = paths.shown(directory)
     if not (directory / "config.json").is_file():
-        raise UserError(f"没有模型/no model in {paths.shown(directory)}/: run {_made_by(directory)} first")
+        next_step = _next_step(directory)
+        raise UserError(tr("There is no model in {directory}/. {next_step}", directory=name, next_step=next_step))
     tokenizer = load_tokenizer(directory)
     names = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
     dropouts = {} if dropout is None else dict.fromkeys(names, dropout)
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, **dropouts)
     if len(tokenizer) != model.config.vocab_size:
         raise UserError(
-            f"词表不一致/{paths.shown(directory)}/: the tokenizer has {len(tokenizer):,} tokens, the model "
-            f"{model.config.vocab_size:,}: "
-            f"run {_made_by(directory)} again"
+            tr(
+                "The vocabularies in {directory}/ differ: the tokenizer has {tokens:,} tokens, the model has "
+                "{vocabulary:,}. {next_step}",
+                directory=name,
+                tokens=len(tokenizer),
+                vocabulary=model.config.vocab_size,
+                next_step=_next_step(directory),
+            )
         )
+    expect_tied_head(model)
     return model.eval(), tokenizer
 
 
 def sampling_defaults(tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]) -> GenerationConfig:
-    """The generation_config.json of a published model: what chats and servers sample with."""
+    """Return the settings for generation_config.json. Chats and servers sample with them. `stops`: the stop tokens."""
     return GenerationConfig(
         do_sample=True,
         temperature=0.7,
         top_k=40,
         top_p=0.9,
-        repetition_penalty=1.1,  # enough to break loops, too little to forbid the topic's own name
+        repetition_penalty=1.1,  # enough to break loops, but too little to suppress the name of the topic
         max_new_tokens=200,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.convert_tokens_to_ids(list(stops)),
@@ -87,16 +109,27 @@ def sampling_defaults(tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]) 
 
 
 def check_replaceable(directory: str | Path, overwrite: bool, marker: str) -> None:
-    """UserError where `directory` exists without --overwrite, or holds no `marker`, so that it is something else."""
+    """Raise UserError if `directory` exists and must not be replaced.
+
+    It may be replaced if --overwrite is given and if it holds the file `marker`, as every output of this project does.
+    """
     directory = Path(directory)
+    name = paths.shown(directory)
     if directory.exists() and not overwrite:
         raise UserError(
-            f"已存在/{paths.shown(directory)}/ exists: --overwrite replaces it (with --resume: give both), "
-            "--output_model DIR writes elsewhere"
+            tr(
+                "{directory}/ exists already. Replace it with --overwrite (add it to --resume too), "
+                "or write to another directory with --output_model DIR.",
+                directory=name,
+            )
         )
     if directory.exists() and not (directory / marker).is_file():
         raise UserError(
-            f"{paths.shown(directory)} holds no {marker}, --overwrite leaves it alone: choose another --output_model"
+            tr(
+                "{directory} has no {marker}, so --overwrite does not replace it. Choose another --output_model DIR.",
+                directory=name,
+                marker=marker,
+            )
         )
 
 
@@ -110,69 +143,24 @@ def publish(
     metrics: dict,
     log_history: list[dict],
 ) -> None:
-    """Writes model, tokenizer, generation settings, metrics.json, loss_curve.png and a model card to `directory`."""
-    directory = Path(directory)
-    partial = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    """Write weights, tokenizer, generation settings, metrics, history, loss curve and card to `directory`.
+
+    An older directory of this name is replaced at the end, after the new one is complete.
+    title: the heading of the card, in English. metrics: values for metrics.json and the card.
+    log_history: the Trainer's log, one dict per entry.
+    """
     model.generation_config = sampling_defaults(tokenizer, stops)
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
+    model.config.use_cache = True  # the Trainer sets it to False; users of the published model generate with a cache
     metrics = {
         **metrics,
         "parameters": model.num_parameters(),
         "versions": {name: version(name) for name in LIBRARIES},
     }
-    (partial / "metrics.json").write_text(json.dumps(metrics, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    (partial / "README.md").write_text(_card(title, metrics), encoding="utf-8")
-    _draw_loss(log_history, partial / "loss_curve.png")
-    replace_directory(partial, directory)
-    print(f"已发布/published: {paths.shown(directory)}/")
-
-
-def _card(title: str, metrics: dict) -> str:
-    plain = {name: (value,) for name, value in metrics.items() if isinstance(value, int | float)}
-    measured = {
-        name: (of["value"], of["low"], of["high"], of["n"]) for name, of in metrics.get("measures", {}).items()
-    }
-    rows = [[name, *(f"{value:,.4g}" for value in values)] for name, values in (plain | measured).items()]
-    figures = "\n".join(f"| {' | '.join(row + [''] * (5 - len(row)))} |" for row in rows)
-    return f"""---
-language: zh
-library_name: transformers
-pipeline_tag: text-generation
-tags: [medical, gpt2, study]
----
-
-# {title}
-
-{NOTICE}
-
-由 Med_model 从零训练。答案可能有错，不可用于诊断、用药或急救决定。
-Trained from zero with Med_model. Its answers can be wrong: do not use it to diagnose, to medicate or in an emergency.
-
-| figure | value | 95% from | to | n |
-|---|---|---|---|---|
-{figures}
-
-Settings and versions: `metrics.json`; loss: `loss_curve.png`.
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/directory")
-model = AutoModelForCausalLM.from_pretrained("path/to/this/directory")
-```
-"""
-
-
-def _draw_loss(log_history: list[dict], file: Path) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
-    axes = figure.add_subplot(xlabel="step", ylabel="loss (nats per token)", title="training and held-out loss")
-    for key, label in (("loss", "training"), ("eval_loss", "held-out")):
-        points = [(entry["step"], entry[key]) for entry in log_history if key in entry]
-        if points:
-            axes.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) < 30 else None, markersize=3)
-            axes.legend()
-    axes.grid(alpha=0.3)
-    figure.savefig(file)
+    with write_beside(directory) as partial:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        write_json(partial / "metrics.json", metrics)
+        write_json(partial / "history.json", log_history)
+        (partial / "README.md").write_text(model_card(title, metrics), encoding="utf-8")
+        draw_loss(log_history, partial / "loss_curve.png")
+    say(tr("The model is published in {directory}/.", directory=paths.shown(directory)))

@@ -1,34 +1,28 @@
-"""The language-model head and its loss, in chunks of tokens: the full (tokens, vocabulary) logits are never held.
+"""The output layer and its losses, computed in chunks of tokens: the full (tokens, vocab) logits are never in memory.
 
-At this size the head is three fifths of the arithmetic, and its temporaries cost more than the arithmetic: the logits
-of 4 x 512 tokens over 20,000 words are 164 MB, touched several times. A chunk of them stays in the processor's cache.
+At this model size the output layer is three fifths of the arithmetic, and its temporaries cost more time than the
+arithmetic. The logits of 4 x 512 tokens over a vocabulary of 20,000 are 164 MB, and the loss passes over them several
+times. The logits of one chunk stay in the processor's cache.
 """
-
-import functools
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutput
-from transformers.utils import ModelOutput
 
-from med_model.data.prompt import IGNORE
-
-CHUNK_TOKENS = {"cpu": 256}  # measured: benchmarks/README.md
-DEFAULT_CHUNK_TOKENS = 4096  # a GPU wants large products; 4096 x 20,000 floats are 330 MB
-SOFTMAX_ROWS = {"cpu": 64}  # of a chunk at a time: they stay in the cache; elsewhere the whole chunk
-SUM_ROWS = 4096  # of the weight's gradient at a time: 25 MB less at the peak
-KEPT_PROBABILITY_BYTES = 512 * 2**20  # up to here they are kept for the backward pass instead of made again
-SMALLEST_PROBABILITY = torch.finfo(torch.float32).tiny  # a loss of 87 nats; its gradient is right beyond that too
+CHUNK_TOKENS = {"cpu": 256}  # in bfloat16, 128 are 15% slower; 512 are 2% faster but take 30 MB more
+DEFAULT_CHUNK_TOKENS = 4096  # GPUs need large products; 4096 x 20,000 logits in float32 are 330 MB
+SOFTMAX_ROWS = {"cpu": 64}  # rows per softmax, few enough for the cache; other devices take the whole chunk at once
+SUM_ROWS = 4096  # rows of the weight gradient per addition: the memory peak is 25 MB lower
+KEPT_PROBABILITY_BYTES = 512 * 2**20  # more than this is not kept for the backward pass but computed again there
+SMALLEST_PROBABILITY = torch.finfo(torch.float32).tiny  # limits the loss to 87 nats; gradients are exact beyond it too
 
 
 def chunk_tokens(hidden: Tensor) -> int:
+    """Return the number of tokens per chunk on the device of `hidden`."""
     return CHUNK_TOKENS.get(hidden.device.type, DEFAULT_CHUNK_TOKENS)
 
 
 def compute_dtype(hidden: Tensor) -> torch.dtype:
-    """What autocast multiplies in, where it is on. Asked for once: weights are not converted for each chunk."""
+    """Return the dtype of autocast if it is on, else that of `hidden`. Callers convert weights once, not per chunk."""
     device = hidden.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
 
@@ -36,15 +30,15 @@ def compute_dtype(hidden: Tensor) -> torch.dtype:
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     if total.dtype == a.dtype:
         total.addmm_(a, b)
-    else:  # sums of bfloat16 products stay in float32; a part at a time, since each is copied into float32 first
+    else:  # bfloat16 products are summed in float32, in parts: the addition first copies each product into float32
         for part, rows in zip(total.split(SUM_ROWS), a.split(SUM_ROWS), strict=True):
             part += rows @ b
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Cross-entropy of a linear head; the gradient is made in the forward pass, while a chunk's logits are at hand.
+    """Cross-entropy of a linear output layer. Forward computes the gradient too, while it has the logits of a chunk.
 
-    One backward pass only: it changes what was saved, and autograd refuses a second.
+    Only one backward pass is possible: it changes the saved tensors, and autograd refuses a second pass.
     """
 
     @staticmethod
@@ -59,15 +53,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(rows), step):
             part = slice(start, start + step)
             logits = rows[part] @ table.T
-            for some, targets in zip(logits.split(softmax_rows), labels[part, None].split(softmax_rows), strict=True):
-                probs = torch.softmax(some.float(), dim=-1)
+            for tile, targets in zip(logits.split(softmax_rows), labels[part, None].split(softmax_rows), strict=True):
+                probs = torch.softmax(tile.float(), dim=-1)
                 loss -= probs.gather(1, targets).clamp_(min=SMALLEST_PROBABILITY).log_().sum()
-                # d loss / d logits = softmax - onehot, in the place of the logits
+                # d loss / d logits = softmax - onehot; it overwrites the logits
                 probs.scatter_add_(1, targets, torch.full_like(targets, -1, dtype=probs.dtype))
-                some.copy_(probs)
+                tile.copy_(probs)
             torch.mm(logits, table, out=grad_rows[part])
             _add_product(grad_weight, logits.T, rows[part])
-            del logits  # before the next chunk's are made
+            del logits  # frees their memory before the next chunk needs it
         ctx.save_for_backward(grad_rows, grad_weight, divisor)
         ctx.hidden_dtype = hidden.dtype
         return loss / divisor
@@ -80,19 +74,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 class _TokenLogProbs(torch.autograd.Function):
-    """log p(label) of each row; the probabilities are kept for the backward pass, or made again where they are many.
+    """log p(label) of each row. Forward keeps the probabilities for backward unless they are too large.
 
-    One backward pass only, as above.
+    Only one backward pass is possible, as in _LinearCrossEntropy.
     """
 
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         dtype = ctx.dtype = compute_dtype(hidden)
         rows, table = hidden.to(dtype), weight.to(dtype)
-        chosen, entropy = (torch.empty(len(rows), dtype=torch.float32, device=rows.device) for _ in range(2))
+        log_probs, entropy = (torch.empty(len(rows), dtype=torch.float32, device=rows.device) for _ in range(2))
         is_top = torch.empty(len(rows), dtype=torch.bool, device=rows.device)
-        keep = any(ctx.needs_input_grad) and len(rows) * len(table) * 4 <= KEPT_PROBABILITY_BYTES
-        kept: list[Tensor] = []
+        keeps_probs = any(ctx.needs_input_grad) and len(rows) * len(table) * 4 <= KEPT_PROBABILITY_BYTES
+        kept_probs: list[Tensor] = []
         step = chunk_tokens(hidden)
         for start in range(0, len(rows), step):
             part = slice(start, start + step)
@@ -100,42 +94,44 @@ class _TokenLogProbs(torch.autograd.Function):
             targets = labels[part, None]
             probs = torch.softmax(logits, dim=-1)
             top, top_ids = logits.max(dim=1, keepdim=True)
-            log_sum = top - probs.gather(1, top_ids).log_()  # the largest probability is never rounded to zero
-            chosen[part] = (logits.gather(1, targets) - log_sum)[:, 0]
+            log_sum = top - probs.gather(1, top_ids).log_()  # the largest probability never rounds to zero
+            log_probs[part] = (logits.gather(1, targets) - log_sum)[:, 0]
             entropy[part] = log_sum[:, 0] - torch.linalg.vecdot(probs, logits)
             is_top[part] = (top_ids == targets)[:, 0]
-            if keep:
-                kept.append(probs)
-        ctx.save_for_backward(hidden, weight, labels, *kept)
+            if keeps_probs:
+                kept_probs.append(probs)
+        ctx.save_for_backward(hidden, weight, labels, *kept_probs)
         ctx.mark_non_differentiable(entropy, is_top)
-        return chosen, entropy, is_top
+        return log_probs, entropy, is_top
 
     @staticmethod
     def backward(ctx, grad_log_probs: Tensor, _entropy, _is_top):
-        hidden, weight, labels, *kept = ctx.saved_tensors
+        hidden, weight, labels, *kept_probs = ctx.saved_tensors
         rows, table = hidden.to(ctx.dtype), weight.to(ctx.dtype)
         grad_rows = torch.empty_like(rows)
         grad_weight = torch.zeros_like(weight)
         step = chunk_tokens(hidden)
         for start in range(0, len(rows), step):
             part = slice(start, start + step)
-            probs = kept[start // step] if kept else torch.softmax((rows[part] @ table.T).float(), dim=-1)
-            # d log p(label) / d logits = onehot - softmax. The gradient from above scales rows of the narrow side.
+            probs = kept_probs[start // step] if kept_probs else torch.softmax((rows[part] @ table.T).float(), dim=-1)
+            # d log p(label) / d logits = onehot - softmax. The incoming gradient scales tensors of (chunk, width),
+            # which are smaller than those of (chunk, vocab).
             probs.scatter_add_(1, labels[part, None], torch.full_like(labels[part, None], -1, dtype=probs.dtype))
-            falling = probs.to(table.dtype)
+            minus_grad_logits = probs.to(table.dtype)
             scale = -grad_log_probs[part, None].to(table.dtype)
-            torch.mm(falling, table, out=grad_rows[part])
+            torch.mm(minus_grad_logits, table, out=grad_rows[part])
             grad_rows[part] *= scale
-            _add_product(grad_weight, falling.T, rows[part] * scale)
+            _add_product(grad_weight, minus_grad_logits.T, rows[part] * scale)
         return grad_rows.to(hidden.dtype), grad_weight, None
 
 
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, labels: Tensor, divisor: Tensor | int | None = None
 ) -> Tensor:
-    """Cross-entropy of `hidden @ weight.T` against labels: their sum divided by `divisor` (default: their count).
+    """Return the cross-entropy of `hidden @ weight.T` against `labels`, in nats, as a float32 scalar.
 
-    hidden (tokens, width), weight (vocab, width), labels (tokens,), none of them IGNORE; nats, float32.
+    It is the sum over the tokens, divided by `divisor` (default: the number of tokens).
+    hidden (tokens, width), weight (vocab, width), labels (tokens,), none of them IGNORE.
     """
     divisor = torch.as_tensor(labels.numel() if divisor is None else divisor, device=hidden.device).clamp(min=1)
     if torch.is_grad_enabled():
@@ -145,7 +141,7 @@ def linear_cross_entropy(
 
 @torch.no_grad()
 def label_log_probs(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """log p(label) of each row in nats, for scoring: without gradient; shapes as token_log_probs."""
+    """Return log p(label) of each row in nats, (tokens,), without gradient. Arguments as in token_log_probs."""
     dtype, step = compute_dtype(hidden), chunk_tokens(hidden)
     table = weight.to(dtype)
     log_probs = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
@@ -157,15 +153,15 @@ def label_log_probs(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
 
 
 def token_log_probs(hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(log p(label), entropy, whether the label is the most likely token) of each row, in nats; shapes (tokens,).
+    """Return three tensors (tokens,): log p(label) in nats, the entropy in nats, and True if the label is most likely.
 
-    hidden (tokens, width), weight (vocab, width), labels (tokens,). Only the first has a gradient.
+    hidden (tokens, width), weight (vocab, width), labels (tokens,). Only log p(label) has a gradient.
     """
     return _TokenLogProbs.apply(hidden, weight, labels)
 
 
 class _LinearKL(torch.autograd.Function):
-    """Mean KL(teacher || model) of two linear heads; the gradient is made in the forward pass, chunk by chunk."""
+    """Mean KL(teacher || model) of two linear output layers. Forward computes the gradient too, chunk by chunk."""
 
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor) -> Tensor:
@@ -181,9 +177,9 @@ class _LinearKL(torch.autograd.Function):
             teacher_probs = teacher_log_probs.exp()
             divergence += torch.linalg.vecdot(teacher_probs, teacher_log_probs.sub_(log_probs)).sum()
             # d KL / d logits = softmax - teacher's softmax
-            pull = log_probs.exp_().sub_(teacher_probs).div_(count).to(dtype)
-            torch.mm(pull, table, out=grad_rows[part])
-            grad_weight += pull.T @ rows[part]
+            grad_logits = log_probs.exp_().sub_(teacher_probs).div_(count).to(dtype)
+            torch.mm(grad_logits, table, out=grad_rows[part])
+            grad_weight += grad_logits.T @ rows[part]
         ctx.save_for_backward(grad_rows, grad_weight)
         ctx.hidden_dtype = hidden.dtype
         return divergence / count
@@ -195,67 +191,9 @@ class _LinearKL(torch.autograd.Function):
 
 
 def linear_kl(hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor) -> Tensor:
-    """Mean over tokens of KL(teacher || model) in nats, between `hidden @ weight.T` and the teacher's.
+    """Return the mean over tokens of KL(teacher || model) in nats, as a float32 scalar.
 
-    hidden, teacher_hidden (tokens, width), weight, teacher_weight (vocab, width). The teacher has no gradient.
+    The logits are `hidden @ weight.T` and `teacher_hidden @ teacher_weight.T`. The teacher gets no gradient.
+    hidden, teacher_hidden (tokens, width), weight, teacher_weight (vocab, width).
     """
     return _LinearKL.apply(hidden, weight, teacher_hidden.detach(), teacher_weight.detach())
-
-
-@dataclass
-class TokenScores(ModelOutput):
-    """What TRL's trainers read off a model called with `fused_lm_head=True`; each (batch, seq - 1), 0 where IGNORE."""
-
-    loss: Tensor | None = None
-    log_probs: Tensor | None = None
-    entropy: Tensor | None = None
-    mean_logits: Tensor | None = None
-    is_top1: Tensor | None = None
-    label_mask: Tensor | None = None
-
-
-def use_chunked_head(model: PreTrainedModel) -> None:
-    """From now on `model(..., labels=labels)` computes its loss in chunks, at the labelled positions only.
-
-    Called with `fused_lm_head=True` it returns TokenScores, as TRL's own (private) head does, so that the trainers'
-    losses stay TRL's. Without labels the model is what it was. The weights, and what is saved, do not change.
-
-    Batches are padded on the right, where causal attention never looks: the mask is checked and then left out.
-    """
-    original_forward = type(model).forward.__get__(model)
-
-    @functools.wraps(type(model).forward)
-    def forward(
-        *args,
-        labels: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        fused_lm_head: bool = False,
-        num_items_in_batch=None,
-        **kwargs,
-    ):
-        if labels is None:
-            return original_forward(*args, attention_mask=attention_mask, **kwargs)
-        if attention_mask is not None:
-            padded_right = attention_mask[:, 0].all() and (attention_mask[:, 1:] <= attention_mask[:, :-1]).all()
-            assert padded_right, "rows must be padded on the right"
-        kwargs["use_cache"] = False
-        hidden = model.base_model(*args, **kwargs).last_hidden_state[:, :-1]  # (batch, seq - 1, width)
-        targets = labels[:, 1:]
-        mask = targets != IGNORE
-        weight = model.get_output_embeddings().weight
-        if not fused_lm_head:
-            return CausalLMOutput(loss=linear_cross_entropy(hidden[mask], weight, targets[mask], num_items_in_batch))
-        rows = hidden[mask]
-        log_probs, entropy, is_top = token_log_probs(rows, weight, targets[mask])
-        mean_logits = (rows.detach() @ weight.detach().mean(0).to(rows.dtype)).float()
-        zeros = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
-        place = functools.partial(zeros.masked_scatter, mask)
-        return TokenScores(
-            log_probs=place(log_probs),
-            entropy=place(entropy),
-            mean_logits=place(mean_logits),
-            is_top1=place(is_top.float()).bool(),
-            label_mask=mask,
-        )
-
-    model.forward = forward

@@ -1,6 +1,6 @@
 """Muon for the matrices of the layers, AdamW for everything else, as one optimizer that the Trainer can drive.
 
-Muon: K. Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks"; the update is scaled to the
+Muon: K. Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks". The update is scaled to the
 size of AdamW's as in J. Liu et al. 2025, "Muon is scalable for LLM training", section 2.2.
 """
 
@@ -10,10 +10,11 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 from transformers import PreTrainedModel, TrainingArguments
 
+from med_model.language import tr
 from med_model.model.device import multiplies_bf16
 
-MUON_HELP = "Muon for the matrices of the layers and AdamW for the rest; --muon False takes --optim."
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of the quintic that steepens fastest at zero (Jordan et al.)
+MUON_HELP = tr("Muon for the matrices of the layers and AdamW for the rest; --muon False takes --optim.")
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # the quintic with the steepest slope at zero (Jordan et al.)
 NEWTON_SCHULZ_STEPS = 5
 
 
@@ -36,11 +37,11 @@ class MuonWithAdamW(Optimizer):
 
     def __init__(self, model: PreTrainedModel, lr: float, betas: tuple[float, float], eps: float, weight_decay: float):
         named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-        layers = [p for name, p in named if p.ndim == 2 and ".h." in name]
-        chosen = set(map(id, layers))
-        tables = [p for _, p in named if p.ndim == 2 and id(p) not in chosen]
-        vectors = [p for _, p in named if p.ndim < 2]
-        # "fused" also tells load_state_dict to put the step counts where the parameters are, as the kernel wants them.
+        layers = [parameter for name, parameter in named if parameter.ndim == 2 and ".h." in name]
+        layer_ids = set(map(id, layers))
+        tables = [parameter for _, parameter in named if parameter.ndim == 2 and id(parameter) not in layer_ids]
+        vectors = [parameter for _, parameter in named if parameter.ndim < 2]
+        # With "fused", load_state_dict also moves the step counts to the device of the parameters.
         groups = [
             {"params": layers, "muon": True, "fused": False, "weight_decay": weight_decay},
             {"params": tables, "muon": False, "fused": True, "weight_decay": weight_decay},
@@ -58,7 +59,7 @@ class MuonWithAdamW(Optimizer):
         return loss
 
     def _muon_step(self, parameters: list[Tensor], group: dict) -> None:
-        """Matrices of one shape, up to turning them, are orthogonalized together: one small product fills no core."""
+        """Orthogonalize matrices of one shape, or of its transpose, together: one small product fills no core."""
         batches: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
         for parameter in parameters:
             state = self.state[parameter]
@@ -70,8 +71,8 @@ class MuonWithAdamW(Optimizer):
             batches.setdefault(tuple(wide.shape), []).append((parameter, wide))
         for shape, batch in batches.items():
             directions = torch.stack([wide for _, wide in batch])
-            # In bfloat16 as torch.optim.Muon, but where that is slow. Measured on two cores with AMX, all matrices of
-            # the model: 14 ms in bfloat16, 57 ms in float32.
+            # In bfloat16 as torch.optim.Muon, unless that is slow. Measured on two cores with AMX, all matrices of the
+            # model: 14 ms in bfloat16, 57 ms in float32.
             dtype = torch.bfloat16 if multiplies_bf16(directions.device.type) else torch.float32
             directions = orthogonalized(directions.to(dtype))
             step_size = group["lr"] * self.MUON_RMS * max(shape) ** 0.5
@@ -106,7 +107,7 @@ class MuonWithAdamW(Optimizer):
 
 
 def optimizers_for(model: PreTrainedModel, training: TrainingArguments) -> tuple[Optimizer | None, None]:
-    """The Trainer's `optimizers`: Muon with AdamW where `training.muon`, else (None, None), its own `--optim`."""
+    """The Trainer's `optimizers`: Muon with AdamW if `training.muon`, else (None, None) for its own `--optim`."""
     if not training.muon:
         return None, None
     betas = (training.adam_beta1, training.adam_beta2)

@@ -1,38 +1,32 @@
-"""What a learner should know before a stage trains, printed in a few seconds, and a stop where it cannot work."""
+"""The lines that a learner should see before a stage trains: device, versions, memory, disk, size of the training."""
 
-import contextlib
-import copy
 import importlib.metadata
-import json
 import math
 import os
 import platform
-import random
 import shutil
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import psutil
 import torch
 from packaging.requirements import Requirement
 from transformers import PreTrainedModel, Trainer, TrainingArguments
-from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, TrainerControl
 from trl import DPOConfig, SFTConfig
 
 from med_model import paths
 from med_model.errors import UserError
+from med_model.language import tr
 from med_model.model.directory import LIBRARIES
-from med_model.model.head import CHUNK_TOKENS, DEFAULT_CHUNK_TOKENS, KEPT_PROBABILITY_BYTES, use_chunked_head
-from med_model.training.muon import optimizers_for
+from med_model.model.head import CHUNK_TOKENS, DEFAULT_CHUNK_TOKENS, KEPT_PROBABILITY_BYTES
+from med_model.screen import say
+from med_model.training.muon import MuonWithAdamW
+from med_model.training.progress import Workload, count_steps
 
-FIRST_STEP_BYTES = 50_000_000  # what the first step loads, whatever its size: measured with one row of 16 tokens
-EVALUATION_SHARE = 1 / 3  # of a training token's time: the forward pass without the backward one
+FIRST_STEP_BYTES = 50_000_000  # loaded by the first step of any size: measured with one row of 16 tokens
 
 
 def check_versions() -> list[str]:
-    """A line for each package of requirements.txt that is missing or outside the range that stands there."""
+    """A line for each package of requirements.txt that is missing or outside of its version range."""
     lines = []
     for line in (paths.ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines():
         line = line.partition("#")[0].strip()
@@ -42,37 +36,49 @@ def check_versions() -> list[str]:
         try:
             found = importlib.metadata.version(wanted.name)
         except importlib.metadata.PackageNotFoundError:
-            lines.append(f"{wanted.name} 没有安装/is not installed, 要/wanted {wanted.specifier}")
+            lines.append(
+                tr("{package} is not installed, {wanted} is needed", package=wanted.name, wanted=wanted.specifier)
+            )
             continue
         if not wanted.specifier.contains(found, prereleases=True):
-            lines.append(f"{wanted.name} {found}, 要/wanted {wanted.specifier}")
+            lines.append(
+                tr(
+                    "{package} is {found}, {wanted} is needed",
+                    package=wanted.name,
+                    found=found,
+                    wanted=wanted.specifier,
+                )
+            )
     return lines
 
 
-def _optimizer_bytes(model: PreTrainedModel, training: TrainingArguments) -> int:
-    """8 bytes a parameter for AdamW's two moments, 4 for Muon's momentum."""
-    if not getattr(training, "muon", False):  # DPO has no such option
-        return 8 * model.num_parameters()
-    groups = optimizers_for(model, training)[0].param_groups
+def _optimizer_bytes(trainer: Trainer) -> int:
+    """8 bytes per parameter for the two moments of AdamW, 4 for Muon's momentum."""
+    if not isinstance(trainer.optimizer, MuonWithAdamW):  # None: the Trainer makes its AdamW later
+        return 8 * trainer.model.num_parameters()
+    groups = trainer.optimizer.param_groups
     return sum((4 if group["muon"] else 8) * parameter.numel() for group in groups for parameter in group["params"])
 
 
-def _disk(
-    training: TrainingArguments, model: PreTrainedModel, output_model: str | Path
-) -> list[tuple[Path, int, int]]:
-    """(folder, bytes needed, bytes free) for each file system that the stage writes to.
+def _checkpoints_at_once(training: TrainingArguments) -> int:
+    """The most checkpoints that stand on disk at one time, the one being written among them."""
+    if training.save_strategy == "no":
+        return 0
+    if not training.save_total_limit:  # all stay; save_steps of 1 and more is a number of steps: at least one
+        return math.ceil(max(1, 1 / training.save_steps))
+    # The best and the last stay in any case.
+    return max(training.save_total_limit, 1 + training.load_best_model_at_end) + 1
 
-    The space of old checkpoints counts as free: --overwrite removes them, --resume goes on among them.
+
+def disk_needs(trainer: Trainer, output_model: str | Path) -> list[tuple[Path, int, int]]:
+    """(folder, bytes needed, bytes free) per file system that the stage writes to.
+
+    The space of old checkpoints counts as free: --overwrite removes them, and --resume keeps their number.
     """
-    weights, checkpoints = 4 * model.num_parameters(), 0
-    if training.save_strategy != "no":
-        checkpoints = max(1, 1 / training.save_steps)  # without a limit; where it is a number of steps, at least one
-        if (
-            training.save_total_limit
-        ):  # those that are kept, the best and the last in any case, and the one being written
-            checkpoints = max(training.save_total_limit, 1 + training.load_best_model_at_end) + 1
+    weights = 4 * trainer.model.num_parameters()
+    checkpoint = weights + _optimizer_bytes(trainer)
     needs = (
-        (training.output_dir, math.ceil(checkpoints) * (weights + _optimizer_bytes(model, training))),
+        (trainer.args.output_dir, _checkpoints_at_once(trainer.args) * checkpoint),
         (output_model, weights),
     )
     systems: dict[int, list] = {}
@@ -85,15 +91,20 @@ def _disk(
     return list(map(tuple, systems.values()))
 
 
-def check_disk(training: TrainingArguments, model: PreTrainedModel, output_model: str | Path) -> None:
-    """UserError where a file system that the stage writes to has too little room for its checkpoints and model."""
-    fewer = "--save_total_limit 1" + (" --load_best_model_at_end False" if training.load_best_model_at_end else "")
-    for folder, need, free in _disk(training, model, output_model):
+def check_disk(trainer: Trainer, output_model: str | Path) -> None:
+    """Raise UserError if a file system has too little room for the checkpoints and the model of a stage."""
+    fewer = "--save_total_limit 1" + (" --load_best_model_at_end False" if trainer.args.load_best_model_at_end else "")
+    for folder, need, free in disk_needs(trainer, output_model):
         if free < need:
             raise UserError(
-                f"硬盘空间不够/not enough disk space for {paths.shown(folder)}/: 需要/need {_gb(need)}, 空闲/free "
-                f"{_gb(free)}: --output_dir DIR and --output_model DIR write elsewhere, {fewer} keeps "
-                "fewer checkpoints"
+                tr(
+                    "There is not enough disk space for {folder}/: {need} are needed, {free} are free. "
+                    "--output_dir DIR and --output_model DIR write elsewhere; {fewer} keeps fewer checkpoints.",
+                    folder=paths.shown(folder),
+                    need=_gb(need),
+                    free=_gb(free),
+                    fewer=fewer,
+                )
             )
 
 
@@ -102,198 +113,118 @@ def _gb(size: float) -> str:
 
 
 def _held_bytes(device: torch.device) -> int:
-    """What the process holds already, the weights among it: of the GPU's memory on a GPU, else of the machine's."""
+    """Bytes that the process holds already, its weights among them: of the GPU's memory on a GPU, else of RAM."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
 
 
-def memory_estimate(model: PreTrainedModel, training: TrainingArguments, longest: int, beside: int = 0) -> int:
-    """Bytes at the peak of training a GPT-2 with the chunked head on batches of `longest` tokens a row.
+def _kept_for_backward(model: PreTrainedModel, training: TrainingArguments, rows: int, workload: Workload) -> int:
+    """Bytes that the layers keep for the backward pass, for `rows` rows of the longest length.
 
-    `beside`: tokens of the plain text beside each batch, for retention.
+    With d = n_embd, i = n_inner and m bytes per number in the products (2 under autocast, else 4), a layer keeps per
+    token: 8 d for the inputs of its two norms in float32; m (6 d + 2 i) for the outputs of the norms, q, k, v, the
+    output of attention, and input and output of the nonlinearity; with dropout also 2 m d for its two masks.
 
-    To what the process holds already come gradients, optimizer states, the weights once more (time_steps trains a
-    copy), the embedding's gradient before it joins the tied head's, and what is kept for the backward pass. With d =
-    n_embd, i = n_inner and m bytes a number in the products (2 under autocast, else 4), a layer keeps for a token:
-
-        8 d             the inputs of its two norms, in float32
-        m (6 d + 2 i)   outputs of the norms, q, k, v, the attention's output; input and output of the nonlinearity
-        2 m d           the masks of its two dropouts, where there is dropout
-
-    A CPU's attention with dropout is not fused: it keeps three float32 matrices of (length x length) a head and layer
-    (probabilities, mask, their product), and three more while a layer's are made. The head holds a chunk of logits and
-    probabilities; under TRL's losses it keeps the probabilities of all labelled tokens, up to a limit. Here all tokens
-    count as labelled.
-
-    Measured peak / estimate on the 8.41M model, one core, fp32 and bf16, with and without time_steps before it:
-    pre-training 4 x 512 0.94 to 1.00; SFT 16 x 128 0.97 to 1.03, with a block of 512 beside it 0.95 to 1.09 (16 x 384:
-    to 1.12); DPO 8 pairs x 2 x 200 0.95 to 1.05, but 0.83 after the reference's pass, whose freed memory the process
-    still holds. A GPU was not measured.
+    A CPU does not fuse attention with dropout. It keeps three float32 matrices of (length, length) per head and layer
+    (probabilities, mask, their product), and three more while a layer's are made.
     """
-    config, device = model.config, training.device
-    preference, by_trl = isinstance(training, DPOConfig), isinstance(training, SFTConfig | DPOConfig)
-    mixed = training.bf16 or training.fp16
-    # TRL's --disable_dropout sets the modules' dropout to 0, not the configuration's.
-    dropout = any(module.p for module in model.modules() if isinstance(module, torch.nn.Dropout))
-    rows = training.train_batch_size * (2 if preference else 1)
-    tokens, d, m = rows * longest, config.n_embd, 2 if mixed else 4
-    table, weights = 4 * config.vocab_size * d, 4 * model.num_parameters()
-
-    standing = 2 * weights + _optimizer_bytes(model, training) + table + (weights // 2 if mixed else 0)  # its casts
-    a_layer = 8 * d + m * (6 * d + 2 * (config.n_inner or 4 * d)) + (2 * m * d if dropout else 0)
-    # and embeddings, input and output of the last norm, the rows at the head and their gradient
-    kept = (tokens + beside) * (config.n_layer * a_layer + 20 * d)
-    if dropout and device.type == "cpu":
-        kept += 12 * (config.n_layer + 1) * config.n_head * (rows * longest**2 + beside**2)
-
-    chunk = CHUNK_TOKENS.get(device.type, DEFAULT_CHUNK_TOKENS)
-    head_bytes = min(tokens, chunk) * config.vocab_size * (m + (8 if by_trl else 4))
-    if by_trl:
-        head_bytes += min(4 * tokens * config.vocab_size, KEPT_PROBABILITY_BYTES)
-    if beside:  # five such chunks of two models, both their tables, and one more gradient
-        head_bytes += min(beside, chunk) * config.vocab_size * 20 + 3 * table
-    return _held_bytes(device) + FIRST_STEP_BYTES + standing + kept + head_bytes
+    config, d, m = model.config, model.config.n_embd, 2 if training.bf16 or training.fp16 else 4
+    # From the modules: TRL's --disable_dropout sets their dropout to 0, not that of the configuration.
+    active = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Dropout) and module.p]
+    in_attention = [name for name in active if name.endswith("attn_dropout")]
+    dropout, attention_dropout = len(active) > len(in_attention), bool(in_attention)
+    per_layer = 8 * d + m * (6 * d + 2 * (config.n_inner or 4 * d)) + (2 * m * d if dropout else 0)
+    # 20 d: embeddings, input and output of the last norm, the rows at the head and their gradient.
+    kept = (rows * workload.longest + workload.retention_tokens) * (config.n_layer * per_layer + 20 * d)
+    if attention_dropout and training.device.type == "cpu":
+        squares = rows * workload.longest**2 + workload.retention_tokens**2
+        kept += 12 * (config.n_layer + 1) * config.n_head * squares
+    return kept
 
 
-class _Clock(DefaultFlowCallback):
-    """In the place of the one that asks for logging, evaluation and saving: only marks the end of each step."""
+def memory_estimate(trainer: Trainer, workload: Workload) -> int:
+    """Bytes at the peak of training a GPT-2 with the chunked head on the longest rows of the workload.
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.marks: list[tuple[float, int]] = []  # (seconds, input tokens so far)
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.marks.append((time.perf_counter(), state.num_input_tokens_seen))
-        control.should_training_stop = state.global_step >= state.max_steps
-
-    def on_epoch_end(self, args, state, control, **kwargs):
-        pass
-
-
-@contextlib.contextmanager
-def _random_numbers_kept(device: torch.device) -> Iterator[None]:
-    """Leaves the random generators of torch, the device, numpy and Python as they were before the block."""
-    on_device = None if device.type == "cpu" else torch.get_device_module(device)
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    device_state = on_device and on_device.get_rng_state()
-    try:
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])
-        random.setstate(states[2])
-        if on_device:
-            on_device.set_rng_state(device_state)
-
-
-def time_steps(trainer: Trainer, steps: int = 3) -> float:
-    """Seconds that training takes for an input token, padding too, all processes together; leaves no trace.
-
-    A shallow copy of the trainer trains a deep copy of model and optimizer, so that the trainer's own are never
-    touched, and with only the clock for a callback it neither logs nor evaluates nor saves. One step more comes first
-    and does not count: it warms up, and grouped by length it is the longest batch. UserError where a GPU's memory is
-    too small. To be called in every process, as they train together.
-    """
-    rehearsal = copy.copy(trainer)
-    model, rehearsal.optimizer = copy.deepcopy((trainer.model, trainer.optimizer))
-    use_chunked_head(model)  # its forward is a closure, which still meant the original
-    rehearsal.model = rehearsal.model_wrapped = model
-    rehearsal.args = copy.copy(trainer.args)
-    rehearsal.args.max_steps = 1 + steps
-    rehearsal.args.eval_on_start = False
-    rehearsal.args.include_num_input_tokens_seen = "all"
-    clock = _Clock()
-    rehearsal.callback_handler = CallbackHandler([clock], model, trainer.processing_class, rehearsal.optimizer, None)
-    rehearsal.control = TrainerControl()
-    try:
-        with _random_numbers_kept(trainer.args.device):
-            rehearsal.train()
-    except torch.OutOfMemoryError as error:
-        raise UserError(f"显存不够/the GPU's memory is too small: {_smaller_batch(trainer.args)}") from error
-    del rehearsal, model
-    trainer.accelerator.free_memory()  # it holds the copies too; the training begins with this anyway
-    (begin, before), (end, after) = clock.marks[0], clock.marks[-1]
-    return (end - begin) / (after - before)
-
-
-def _smaller_batch(training: TrainingArguments) -> str:
-    smaller, accumulation = training.per_device_train_batch_size // 2, training.gradient_accumulation_steps
-    if not smaller:
-        return "每批只有一行/a batch is one row already: shorter rows or a smaller model"
-    return f"--per_device_train_batch_size {smaller} --gradient_accumulation_steps {2 * accumulation} trains alike"
-
-
-def _count_steps(trainer: Trainer) -> tuple[int, int]:
-    """(steps of an epoch, of the whole training), as the Trainer counts them."""
-    training = trainer.args
-    batches = len(trainer.train_dataset) / (training.train_batch_size * training.world_size)
-    batches = math.floor(batches) if training.dataloader_drop_last else math.ceil(batches)
-    epoch = max(1, math.ceil(batches / training.gradient_accumulation_steps))
-    return epoch, training.max_steps if training.max_steps > 0 else math.ceil(training.num_train_epochs * epoch)
-
-
-def _count_evaluations(training: TrainingArguments, epoch: int, steps: int) -> int:
-    if training.eval_strategy == "no":
-        return 0
-    if training.eval_strategy == "epoch":
-        return math.ceil(steps / epoch)
-    every = training.eval_steps if training.eval_steps >= 1 else math.ceil(training.eval_steps * steps)
-    return math.ceil(steps / every)  # one at the end in any case
-
-
-def preflight(
-    trainer: Trainer,
-    *,
-    output_model: str | Path,
-    tokens: int,
-    longest: int,
-    heldout_tokens: int = 0,
-    beside: int = 0,
-    checkpoint: str | None = None,
-) -> None:
-    """Prints device, versions, memory, disk, the size of the training and the time left; UserError as check_disk says.
-
-    `tokens`: input tokens of an epoch; `longest`: of the longest row; `heldout_tokens`: of an evaluation; `beside`: as
-    for memory_estimate; `checkpoint`: the one resumed from. To be called in every process; the first one prints.
+    The process holds the weights already. The training adds gradients, optimizer states, the embedding's gradient
+    before it joins that of the tied head, the activations kept for the backward pass, and the head: a chunk of logits
+    and probabilities; TRL's losses keep the probabilities of all labelled tokens, up to a limit. Here every token
+    counts as labelled. A GPU was not measured; docs/en/health.md has measured peaks beside this estimate.
     """
     model, training = trainer.model, trainer.args
-    say = print if trainer.is_world_process_zero() else lambda line: None
-    precision = "bf16" if training.bf16 else "fp16" if training.fp16 else "fp32"
-    processes = f", 进程/processes {training.world_size}" if training.world_size > 1 else ""
-    threads = torch.get_num_threads()
-    say(f"设备/device {training.device}, 精度/precision {precision}, CPU 线程/threads {threads}{processes}")
+    vocabulary, mixed = model.config.vocab_size, training.bf16 or training.fp16
+    by_trl = isinstance(training, SFTConfig | DPOConfig)
+    rows = training.train_batch_size * (2 if isinstance(training, DPOConfig) else 1)
+    tokens = rows * workload.longest
+    table, weights = 4 * vocabulary * model.config.n_embd, 4 * model.num_parameters()
 
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES)
-    say(f"版本/versions: Python {platform.python_version()}, {versions}")
-    for line in check_versions():
-        say(f"  注意/warning: {line}: pip install -r requirements.txt")
+    standing = weights + _optimizer_bytes(trainer) + table + (weights // 2 if mixed else 0)  # half: bfloat16 copies
+    chunk = CHUNK_TOKENS.get(training.device.type, DEFAULT_CHUNK_TOKENS)
+    head = min(tokens, chunk) * vocabulary * ((2 if mixed else 4) + (8 if by_trl else 4))
+    if by_trl:
+        head += min(4 * tokens * vocabulary, KEPT_PROBABILITY_BYTES)
+    if workload.retention_tokens:  # five such chunks of two models, both tables, and one more gradient
+        head += min(workload.retention_tokens, chunk) * vocabulary * 20 + 3 * table
+    kept = _kept_for_backward(model, training, rows, workload)
+    return _held_bytes(training.device) + FIRST_STEP_BYTES + standing + kept + head
 
-    on_gpu = training.device.type == "cuda"
-    here = 1 if on_gpu else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes that share the memory
-    held, estimate = _held_bytes(training.device), memory_estimate(model, training, longest, beside)
-    if on_gpu:
+
+def smaller_batch(training: TrainingArguments) -> str:
+    """The advice for too little memory: half of the batch with twice the accumulation."""
+    smaller, accumulation = training.per_device_train_batch_size // 2, training.gradient_accumulation_steps
+    if not smaller:
+        return tr("A batch is one row already: use shorter rows or a smaller model.")
+    options = f"--per_device_train_batch_size {smaller} --gradient_accumulation_steps {2 * accumulation}"
+    return tr("{options} trains alike with less memory.", options=options)
+
+
+def _say_memory(trainer: Trainer, workload: Workload) -> None:
+    device = trainer.args.device
+    processes = 1 if device.type == "cuda" else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # that share the memory
+    held, estimate = _held_bytes(device), memory_estimate(trainer, workload)
+    if device.type == "cuda":
         free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - held
     else:
         free = psutil.virtual_memory().available
-    say(f"内存/memory: 峰值约/peak about {_gb(estimate * here)}, 可用/free {_gb(free + held * here)}")
-    if (estimate - held) * here > free:
-        say(f"  注意/warning: 内存可能不够/there may be too little memory: {_smaller_batch(training)}")
+    peak, available = _gb(estimate * processes), _gb(free + held * processes)
+    say(tr("Memory: about {peak} at the peak, {available} available.", peak=peak, available=available))
+    if (estimate - held) * processes > free:
+        say("  " + tr("Warning: there may be too little memory. {advice}", advice=smaller_batch(trainer.args)))
 
-    check_disk(training, model, output_model)
-    for folder, need, available in _disk(training, model, output_model):
-        say(f"硬盘/disk: {paths.shown(folder)}: 需要/need {_gb(need)}, 空闲/free {_gb(available)}")
 
-    epoch, steps = _count_steps(trainer)
-    batch = training.train_batch_size * training.world_size * training.gradient_accumulation_steps
+def preflight(trainer: Trainer, output_model: str | Path, workload: Workload) -> None:
+    """Print device, versions, memory, disk and the size of the training. Raise UserError as check_disk does."""
+    training = trainer.args
+    precision = "bf16" if training.bf16 else "fp16" if training.fp16 else "fp32"
     say(
-        f"训练/training: 每遍/an epoch {tokens:,} 词元/tokens, {steps / epoch:.3g} 遍/epochs, "
-        f"每批/batch {batch}, {steps:,} 步/steps"
+        tr(
+            "Device: {device}, precision {precision}, {threads} CPU threads, {processes} process(es).",
+            device=training.device,
+            precision=precision,
+            threads=torch.get_num_threads(),
+            processes=training.world_size,
+        )
     )
-    state = json.loads((Path(checkpoint) / "trainer_state.json").read_text("utf-8")) if checkpoint else {}
-    left = 1 - state.get("global_step", 0) / steps
-    second = time_steps(trainer)
-    train_seconds = second * tokens * steps / epoch * left
-    evaluations = _count_evaluations(training, epoch, steps)
-    eval_seconds = second * EVALUATION_SHARE * heldout_tokens * evaluations * left
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES)
+    say(tr("Versions: Python {python}, {versions}.", python=platform.python_version(), versions=versions))
+    for line in check_versions():
+        say("  " + tr("Warning: {line}. Run pip install -r requirements.txt", line=line))
+    _say_memory(trainer, workload)
+    check_disk(trainer, output_model)
+    for folder, need, free in disk_needs(trainer, output_model):
+        say(
+            tr(
+                "Disk: {need} needed for {folder}, {free} free.",
+                need=_gb(need),
+                folder=paths.shown(folder),
+                free=_gb(free),
+            )
+        )
+    epoch, steps = count_steps(trainer)
     say(
-        f"时间/time left: 约/about {(train_seconds + eval_seconds) / 60:.1f} min, 其中验证/of it evaluation "
-        f"{eval_seconds / 60:.1f} min ({1 / second:,.0f} 词元每秒/tok/s)"
+        tr(
+            "Training: {tokens:,} tokens per epoch, {epochs:.3g} epochs, batch {batch}, {steps:,} steps.",
+            tokens=workload.tokens,
+            epochs=steps / epoch,
+            batch=training.train_batch_size * training.world_size * training.gradient_accumulation_steps,
+            steps=steps,
+        )
     )

@@ -1,15 +1,15 @@
-"""What the three training scripts do alike: their shared options, resuming, progress, and publishing the result."""
+"""The parts that the three training scripts share: options, resuming, progress, and publishing the result."""
 
 import os
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from tqdm.auto import tqdm
+import torch
 from transformers import (
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
     ProgressCallback,
@@ -20,139 +20,155 @@ from transformers import (
 
 from med_model import paths
 from med_model.errors import UserError
-from med_model.measures.evaluate import Evaluation, as_json, print_figures
+from med_model.language import tr
+from med_model.measures.evaluate import Heldout, evaluate
+from med_model.measures.record import as_json
+from med_model.measures.table import print_figures
 from med_model.model.directory import check_replaceable, publish
-from med_model.training.health import Warnings
+from med_model.screen import say
+from med_model.training.health import HealthLines
+from med_model.training.preflight import smaller_batch
+from med_model.training.progress import LogFile, ProgressLine, TimeLeft, Workload
 
 CHECKPOINT_FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
+DIRECTORY_OPTIONS = ("input_model", "output_model", "retention_model")  # shown relative to the project in metrics.json
 
 
 @dataclass
 class StageArguments:
-    """Options that every training script has."""
+    """Options of every training script."""
 
     _argument_group_name = "med_model"
 
     data: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Training data: files, folders, globs (.json .jsonl .csv .parquet .txt) or "
-            "hf://datasets/OWNER/NAME/FILE. Default: the bundled set."
+            "help": tr(
+                "Training data: files, folders, globs (.json .jsonl .csv .parquet .txt) or "
+                "hf://datasets/OWNER/NAME/FILE. Default: the bundled set."
+            )
         },
     )
     eval_data: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Held-out data in the same forms. Default: the bundled held-out set with the bundled data, else a "
-            "part split off from --data."
+            "help": tr(
+                "Held-out data in the same forms. Default: the bundled held-out set with the bundled data, else a "
+                "part split off from --data."
+            )
         },
     )
-    max_records: int | None = field(default=None, metadata={"help": "Use only the first so many records of --data."})
-    input_model: str = field(default="", metadata={"help": "Directory of the stage before."})
-    output_model: str = field(default="", metadata={"help": "Directory to publish the model in."})
+    max_records: int | None = field(
+        default=None, metadata={"help": tr("Use only this many records from the start of --data.")}
+    )
+    input_model: str = field(default="", metadata={"help": tr("Directory that the stage before has made.")})
+    output_model: str = field(default="", metadata={"help": tr("Directory to publish the model in.")})
     overwrite: bool = field(
-        default=False, metadata={"help": "Replace an existing --output_model and old checkpoints."}
+        default=False, metadata={"help": tr("Replace an existing --output_model and old checkpoints.")}
     )
     resume: bool = field(
-        default=False, metadata={"help": "Go on from the newest complete checkpoint in --output_dir."}
+        default=False, metadata={"help": tr("Go on from the newest complete checkpoint in --output_dir.")}
     )
     dry_run: bool = field(
         default=False,
-        metadata={"help": "Stop after the pre-flight: data, device, memory, disk and time, no training."},
+        metadata={
+            "help": tr(
+                "Print the pre-flight lines, train four steps for the time left, and stop. Nothing is published."
+            )
+        },
     )
 
 
 def newest_checkpoint(output_dir: str | Path, processes: int = 1) -> Path | None:
-    """The complete checkpoint with the highest step; one that was cut off while being written is passed over."""
+    """The complete checkpoint with the highest step. Pass over one that was cut off while being written."""
     found = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
     for checkpoint in sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
         whole = all((checkpoint / name).is_file() and (checkpoint / name).stat().st_size for name in CHECKPOINT_FILES)
         if whole and len(list(checkpoint.glob("rng_state*.pth"))) >= processes:
             return checkpoint
-        print(f"检查点不完整，跳过/incomplete checkpoint passed over: {paths.shown(checkpoint)}")
+        say(tr("The checkpoint {checkpoint} is not complete and is passed over.", checkpoint=paths.shown(checkpoint)))
     return None
 
 
 def check_output(stage: StageArguments, training: TrainingArguments) -> str | None:
-    """The checkpoint to resume from, or None; UserError where something would be overwritten unasked."""
+    """Return the checkpoint to resume from, or None. Raise UserError if something would be overwritten unasked."""
     check_replaceable(stage.output_model, stage.overwrite, marker="config.json")
-    if training.n_gpu > 1:
-        raise UserError(
-            f"{training.n_gpu} 块 GPU/GPUs in one process: run torchrun --nproc_per_node {training.n_gpu} SCRIPT, "
-            "or show it one with CUDA_VISIBLE_DEVICES=0"
-        )
-    if int(os.environ.get("WORLD_SIZE", "1")) > training.world_size:
-        raise UserError("torchrun 的各进程互不相连/the processes of torchrun would run apart here: add --use_cpu True")
+    _check_processes(training)
     old = list(Path(training.output_dir).glob("checkpoint-*"))
     if stage.resume:
         checkpoint = newest_checkpoint(training.output_dir, training.world_size)
         if checkpoint is None:
             raise UserError(
-                f"没有完整的检查点/no complete checkpoint in {paths.shown(training.output_dir)}/: run without --resume"
+                tr(
+                    "There is no complete checkpoint in {folder}/. Run without --resume.",
+                    folder=paths.shown(training.output_dir),
+                )
             )
         return str(checkpoint)
     if old and not stage.overwrite:
         raise UserError(
-            f"已有检查点/{paths.shown(training.output_dir)}/ holds {old[0].name} of an earlier run: --resume goes on "
-            "from it, --overwrite starts anew, --output_dir DIR writes elsewhere"
+            tr(
+                "{folder}/ holds {checkpoint} of an earlier run. --resume goes on from it, --overwrite starts anew, "
+                "--output_dir DIR writes elsewhere.",
+                folder=paths.shown(training.output_dir),
+                checkpoint=old[0].name,
+            )
         )
     return None
 
 
-class ProgressLine(TrainerCallback):
-    """A bar with loss, held-out loss and real tokens per second of training; no terminal: a line for each log."""
+def _check_processes(training: TrainingArguments) -> None:
+    if training.n_gpu > 1:
+        raise UserError(
+            tr(
+                "One process sees {count} GPUs. Run torchrun --nproc_per_node {count} SCRIPT, or show it one GPU with "
+                "CUDA_VISIBLE_DEVICES=0.",
+                count=training.n_gpu,
+            )
+        )
+    if int(os.environ.get("WORLD_SIZE", "1")) > training.world_size:
+        raise UserError(tr("The processes of torchrun would train apart from each other here. Add --use_cpu True."))
 
-    NAMES = {
-        "loss": "损失/loss",
-        "eval_loss": "验证/held-out",
-        "rewards/accuracies": "偏好/acc",
-        "rewards/margins": "间隔/margin",
-    }
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        hidden = args.disable_tqdm or not sys.stderr.isatty()
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, disable=hidden, dynamic_ncols=True)
-        self.shown: dict[str, str] = {}
-        self.begin, self.begin_step, self.begin_tokens = time.time(), state.global_step, state.num_input_tokens_seen
-        self.step_seconds = 0.0  # without evaluation and saving
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        self.step_begin = time.time()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.step_seconds += time.time() - self.step_begin
-        self.bar.update(state.global_step - self.bar.n)
-
-    def on_log(self, args, state, control, logs, **kwargs):
-        if not state.is_world_process_zero or "train_loss" in logs:  # the summary at the end
-            return
-        self.shown |= {name: f"{logs[key]:.3f}" for key, name in self.NAMES.items() if key in logs}
-        tokens = state.num_input_tokens_seen - self.begin_tokens
-        self.shown["词元每秒/tok/s"] = f"{tokens / max(self.step_seconds, 1e-9):,.0f}"
-        self.bar.set_postfix(self.shown)
-        if self.bar.disable:
-            each = (time.time() - self.begin) / max(1, state.global_step - self.begin_step)
-            left = each * (state.max_steps - state.global_step)
-            figures = "  ".join(f"{name} {value}" for name, value in self.shown.items())
-            print(f"[{state.global_step}/{state.max_steps}] {figures}  剩余/left {left / 60:.1f} min", flush=True)
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self.bar.close()
+def check_positions(model: PreTrainedModel, max_length: int) -> None:
+    """Raise UserError if --max_length is above the model's positions."""
+    if max_length > model.config.n_positions:
+        raise UserError(
+            tr(
+                "--max_length {length} is above the {positions} positions of the model. Give at most {positions}.",
+                length=max_length,
+                positions=model.config.n_positions,
+            )
+        )
 
 
 def train(
-    trainer: Trainer, stage: StageArguments, checkpoint: str | None, callbacks: Sequence[TrainerCallback] = ()
+    trainer: Trainer,
+    stage: StageArguments,
+    workload: Workload,
+    checkpoint: str | None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> float:
-    """Trains, from the checkpoint where there is one, and returns the seconds it took."""
-    if checkpoint is None and trainer.is_world_process_zero():
-        for old in Path(trainer.args.output_dir).glob("checkpoint-*"):
-            shutil.rmtree(old)  # only after --overwrite: check_output has seen to it
+    """Train, from the checkpoint if there is one, and return the seconds. A dry run stops after a few steps.
+
+    Raise UserError if the memory of a GPU is too small.
+    """
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
-    for callback in (ProgressLine(), *callbacks):
-        trainer.add_callback(callback)
+    if not stage.dry_run:
+        if checkpoint is None and trainer.is_world_process_zero():
+            for old in Path(trainer.args.output_dir).glob("checkpoint-*"):
+                shutil.rmtree(old)  # check_output has asked for --overwrite
+        for callback in (ProgressLine(), LogFile(), *callbacks):
+            trainer.add_callback(callback)
+    trainer.add_callback(TimeLeft(trainer, workload, stage.dry_run))
     start = time.time()
-    trainer.train(resume_from_checkpoint=checkpoint)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            tr("The memory of the GPU is too small. {advice}", advice=smaller_batch(trainer.args))
+        ) from error
     return time.time() - start
 
 
@@ -163,28 +179,16 @@ def finish(
     *,
     title: str,
     stops: Sequence[str],
-    evaluation: Evaluation,
-    warnings: Warnings,
+    heldout: Heldout,
+    chat: bool,
+    health: HealthLines,
     metrics: dict,
 ) -> None:
-    """Publishes the trained model with its measures, from one process only."""
+    """Measure the trained model on `heldout` and publish it, on the first process only."""
     if not trainer.is_world_process_zero():
         return
-    metrics["measures"] = as_json(print_figures(evaluation))
-    args = trainer.args
-    names = ("input_model", "output_model", "retention_model")
-    directories = {name: paths.shown(directory) for name in names if (directory := getattr(stage, name, None))}
-    settings = {
-        **asdict(stage),
-        **directories,
-        "learning_rate": args.learning_rate,
-        "schedule": args.lr_scheduler_type.value,
-        "batch": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
-        "steps": trainer.state.global_step,
-        "seed": args.seed,
-        "device": str(args.device),
-        "bf16": args.bf16,
-    }
+    trainer.model.eval()
+    measures = as_json(print_figures(evaluate(trainer.model, tokenizer, heldout, chat).measures))
     publish(
         trainer.model,
         tokenizer,
@@ -193,9 +197,29 @@ def finish(
         stops=stops,
         metrics={
             **metrics,
-            "warnings": warnings.lines,
+            "measures": measures,
+            "warnings": health.lines,
             "tokens_seen": trainer.state.num_input_tokens_seen,
-            "settings": settings,
+            "settings": _settings(trainer, stage),
         },
         log_history=trainer.state.log_history,
     )
+
+
+def _settings(trainer: Trainer, stage: StageArguments) -> dict:
+    """The settings for metrics.json."""
+    args = trainer.args
+    options = {
+        name: paths.shown(value) if name in DIRECTORY_OPTIONS and value else value
+        for name, value in asdict(stage).items()
+    }
+    return {
+        **options,
+        "learning_rate": args.learning_rate,
+        "schedule": args.lr_scheduler_type.value,
+        "batch": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "steps": trainer.state.global_step,
+        "seed": args.seed,
+        "device": str(args.device),
+        "bf16": args.bf16,
+    }

@@ -10,6 +10,7 @@ Reads base_model__after_pretraining/ (or --model DIR)
 from med_model import paths
 from med_model.command import run
 from med_model.generation.chat import run_chat
+from med_model.language import tr
 
 if __name__ == "__main__":
-    run(lambda: run_chat(__doc__, paths.BASE_MODEL, turns=False))
+    run(lambda: run_chat(tr("Let the base model continue a text."), __doc__, paths.BASE_MODEL, turns=False))

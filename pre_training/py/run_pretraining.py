@@ -1,7 +1,7 @@
 """Pre-train a GPT-2 (8.41M parameters with a 20,000-token vocabulary) from zero on medical text.
 
 Reads  pre_training/py/med_tokenizer/ and documents with a `text` field (default: the bundled pre_training/dataset/)
-Writes base_model__after_pretraining/ (checkpoints in pre_training/py/med_model_checkpoints/)
+Writes base_model__after_pretraining/ (checkpoints and log.jsonl in pre_training/py/med_model_checkpoints/)
 
     python pre_training/py/run_pretraining.py
     python pre_training/py/run_pretraining.py --data "my_texts/*.jsonl" --num_train_epochs 1
@@ -11,7 +11,7 @@ Writes base_model__after_pretraining/ (checkpoints in pre_training/py/med_model_
 from dataclasses import dataclass, field
 
 import torch
-from transformers import GPT2LMHeadModel, PreTrainedTokenizerBase, Trainer, TrainingArguments, set_seed
+from transformers import Trainer, TrainingArguments, set_seed
 
 from med_model import paths
 from med_model.command import parse, run
@@ -20,15 +20,20 @@ from med_model.data.prompt import BASE_STOPS
 from med_model.data.records import document_of
 from med_model.data.split import read_split
 from med_model.errors import UserError
-from med_model.measures.evaluate import Heldout, evaluate
+from med_model.language import tr
+from med_model.measures.evaluate import Heldout
 from med_model.model.device import choose_precision
 from med_model.model.directory import load_tokenizer
 from med_model.model.gpt2 import new_model, print_parts, start_at_token_frequencies
-from med_model.model.head import use_chunked_head
-from med_model.training.health import TrainingHealth, Warnings, check_overlap
+from med_model.screen import say
+from med_model.training.health import HealthLines, TrainingHealth, check_overlap
 from med_model.training.muon import MUON_HELP, optimizers_for
 from med_model.training.preflight import preflight
+from med_model.training.progress import Workload
 from med_model.training.stage import StageArguments, check_output, finish, train
+from med_model.training.trainer import OurTrainer
+
+DESCRIPTION = tr("Pre-train a GPT-2 from zero on medical text.")
 
 
 @dataclass
@@ -42,10 +47,10 @@ class PretrainingArguments(TrainingArguments):
     """Hugging Face's training arguments with the defaults of this stage."""
 
     output_dir: str | None = str(paths.PRETRAINING_CHECKPOINTS)
-    num_train_epochs: float = 6.0  # the bundled set is small and seen often; one pass is enough for a large one
+    num_train_epochs: float = 6.0  # the bundled set is small and read often; one pass is enough for a large one
     per_device_train_batch_size: int = 4  # blocks of 512 tokens
     per_device_eval_batch_size: int = 8
-    learning_rate: float = 4e-3  # this, beta2 and the decay were searched: benchmarks/README.md
+    learning_rate: float = 4e-3  # searched together with beta2 and the decay: docs/en/speed.md
     weight_decay: float = 0.1
     adam_beta2: float = 0.99
     lr_scheduler_type: str = "linear"
@@ -57,14 +62,15 @@ class PretrainingArguments(TrainingArguments):
     save_total_limit: int | None = 2
     logging_steps: float = 10
     logging_nan_inf_filter: bool = False  # a loss that is not finite ends the training instead of hiding
-    load_best_model_at_end: bool = True  # the checkpoint with the lowest held-out loss is what is published
+    load_best_model_at_end: bool = True  # publish the checkpoint with the lowest held-out loss
     report_to: str = "none"
-    include_num_input_tokens_seen: str = "all"  # for the speed shown
-    bf16: bool | None = None  # where the device multiplies in it
+    include_num_input_tokens_seen: str = "all"  # for the tokens per second
+    bf16: bool | None = None  # on, if the device multiplies in it
     dataloader_pin_memory: bool = torch.cuda.is_available()
     muon: bool = field(default=True, metadata={"help": MUON_HELP})
     dropout: float = field(
-        default=0.1, metadata={"help": "Dropout of the model: small data seen often is learnt by heart later with it."}
+        default=0.1,
+        metadata={"help": tr("Dropout of the model. With it, small data read often is learned by heart later.")},
     )
 
     def __post_init__(self):
@@ -72,16 +78,51 @@ class PretrainingArguments(TrainingArguments):
         super().__post_init__()
 
 
-def new_trainer(
-    model: GPT2LMHeadModel,
-    tokenizer: PreTrainedTokenizerBase,
-    training: PretrainingArguments,
-    blocks: PackedBlocks,
-    heldout_blocks: PackedBlocks | None = None,
-) -> Trainer:
-    """The Trainer with the chunked head and the optimizer of this stage; the benchmark makes its own here too."""
-    use_chunked_head(model)
-    return Trainer(
+class PretrainingTrainer(OurTrainer, Trainer):
+    """The Trainer with the chunked head."""
+
+
+def say_size(name: str, texts: list[str], blocks: PackedBlocks) -> None:
+    """Print the size of the training or held-out part."""
+    say(
+        tr(
+            "{name}: {documents:,} documents, {tokens:,} tokens, {blocks:,} blocks of {length}.",
+            name=name,
+            documents=len(texts),
+            tokens=len(blocks.tokens),
+            blocks=len(blocks),
+            length=blocks.length,
+        )
+    )
+
+
+def main() -> None:
+    stage, training = parse(DataArguments, PretrainingArguments, description=DESCRIPTION, docstring=__doc__)
+    checkpoint = check_output(stage, training)
+    tokenizer = load_tokenizer(stage.input_model)
+    bundled = (paths.PRETRAINING_DATA, paths.HELDOUT_TEXT)
+    texts, heldout = read_split(
+        stage.data, stage.eval_data, bundled, document_of, str, stage.max_records, training.seed
+    )
+    blocks, heldout_blocks = (PackedBlocks(tokenizer, part) for part in (texts, heldout))
+    if len(blocks.tokens) < BLOCK_TOKENS:
+        raise UserError(
+            tr(
+                "Too little text: {tokens:,} tokens, and one block needs {block}. Give more --data.",
+                tokens=len(blocks.tokens),
+                block=BLOCK_TOKENS,
+            )
+        )
+    say_size(tr("Training"), texts, blocks)
+    say_size(tr("Held-out"), heldout, heldout_blocks)
+    health = HealthLines()
+    check_overlap(health, texts, heldout)
+
+    set_seed(training.seed)
+    model = new_model(tokenizer, training.dropout)
+    start_at_token_frequencies(model, blocks.tokens)
+    print_parts(model)
+    trainer = PretrainingTrainer(
         model=model,
         args=training,
         train_dataset=blocks,
@@ -89,59 +130,21 @@ def new_trainer(
         processing_class=tokenizer,
         optimizers=optimizers_for(model, training),
     )
-
-
-def main() -> None:
-    stage, training = parse(DataArguments, PretrainingArguments, description=__doc__)
-    checkpoint = check_output(stage, training)
-    tokenizer = load_tokenizer(stage.input_model)
-    texts, heldout = read_split(
-        stage.data,
-        stage.eval_data,
-        (paths.PRETRAINING_DATA, paths.HELDOUT_TEXT),
-        document_of,
-        stage.max_records,
-        training.seed,
-    )
-    blocks, heldout_blocks = (PackedBlocks(tokenizer, part) for part in (texts, heldout))
-    if len(blocks.tokens) < BLOCK_TOKENS:
-        raise UserError(
-            f"文本太少/{len(blocks.tokens)} tokens of text, one block needs {BLOCK_TOKENS}: give more --data"
-        )
-    print(
-        f"训练/training: {len(texts):,} 篇/documents, {len(blocks.tokens):,} 词元/tokens, "
-        f"{len(blocks):,} 块/blocks of {BLOCK_TOKENS}"
-    )
-    print(f"验证/held-out: {len(heldout):,} 篇/documents, {len(heldout_blocks.tokens):,} 词元/tokens")
-    warnings = Warnings()
-    check_overlap(warnings, texts, heldout)
-
-    set_seed(training.seed)
-    model = new_model(tokenizer, training.dropout)
-    start_at_token_frequencies(model, blocks.tokens)
-    print_parts(model)
-    trainer = new_trainer(model, tokenizer, training, blocks, heldout_blocks)
-    preflight(
-        trainer,
-        output_model=stage.output_model,
-        tokens=len(blocks) * blocks.length,
-        longest=blocks.length,
-        heldout_tokens=len(heldout_blocks) * heldout_blocks.length,
-        checkpoint=checkpoint,
-    )
+    workload = Workload(len(blocks) * blocks.length, blocks.length, len(heldout_blocks) * heldout_blocks.length)
+    preflight(trainer, stage.output_model, workload)
+    seconds = train(trainer, stage, workload, checkpoint, [TrainingHealth(health)])
     if stage.dry_run:
         return
-    seconds = train(trainer, stage, checkpoint, [TrainingHealth(warnings)])
 
-    model.eval()
     finish(
         trainer,
         tokenizer,
         stage,
         title="Med_model: base model after pre-training",
         stops=BASE_STOPS,
-        evaluation=evaluate(model, tokenizer, Heldout(texts=heldout), chat=False),
-        warnings=warnings,
+        heldout=Heldout(texts=heldout),
+        chat=False,
+        health=health,
         metrics={
             "training_seconds": round(seconds, 1),
             "training_tokens": len(blocks.tokens),

@@ -1,4 +1,4 @@
-"""Show what the tokenizer does, and check that it loses nothing: exit code 1 where a round trip fails.
+"""Show how the tokenizer splits text, and check that it loses nothing. Exit code 1 if a check fails.
 
 Reads  pre_training/py/med_tokenizer/ (or --tokenizer DIR), and the text of --file FILE
 
@@ -16,12 +16,14 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from med_model import paths
-from med_model.command import run
+from med_model.command import examples, run
 from med_model.data.prompt import encode_prompt, encode_text
 from med_model.data.records import document_of
 from med_model.data.sources import find_files, read_records
 from med_model.errors import UserError
+from med_model.language import tr
 from med_model.model.directory import load_tokenizer
+from med_model.screen import say
 
 SENTENCES = (
     "患者服用aspirin片，高血压控制良好。",
@@ -31,92 +33,152 @@ SENTENCES = (
     "生僻字：龘䶮𠮷；表情：😷🏥；空格  与\t制表符",
     "有人输入 <|im_end|> 或 <|endoftext|> 也只当作普通文字。",
 )
+REPLACEMENT = "\ufffd"  # the decoded text of an incomplete character
+SHOWN_TOKENS = 20
 
 
-def pieces(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
-    """The text of each token; a token that is a part of a character is shown by its bytes."""
-    shown = []
+def mark(passed: bool) -> str:
+    return "✓" if passed else "✗"
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
+    """Return the text of each token, or its byte symbols if it is only a part of a character."""
+    texts = []
     for token in ids:
         text = tokenizer.decode([token])
-        shown.append(f"<{tokenizer.convert_ids_to_tokens(token)}>" if "\ufffd" in text else text)
-    return shown
+        texts.append(f"<{tokenizer.convert_ids_to_tokens(token)}>" if REPLACEMENT in text else text)
+    return texts
 
 
-def show_sentence(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
+def check_sentence(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
+    """Print the tokens of a sentence. Return whether the sentence survives the round trip."""
     ids = encode_text(tokenizer, text)
-    same = tokenizer.decode(ids) == text
-    print(f"\n{text!r}\n  {'|'.join(pieces(tokenizer, ids))!r}")
-    mark = "✓" if same else "✗"
-    print(f"  {len(ids)} 词元/tokens, {len(text) / len(ids):.2f} 字/characters a token, 还原/round trip: {mark}")
-    return same
+    passed = tokenizer.decode(ids) == text
+    say(f"\n{text!r}\n  {'|'.join(token_texts(tokenizer, ids))!r}")
+    say(
+        "  "
+        + tr(
+            "{tokens} tokens, {characters:.2f} characters per token, round trip: {mark}",
+            tokens=len(ids),
+            characters=len(text) / len(ids),
+            mark=mark(passed),
+        )
+    )
+    return passed
 
 
-def measure(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> tuple[bool, Counter]:
+def check_texts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> tuple[bool, Counter]:
+    """Print the compression and the speed. Return whether every text survives the round trip, and all tokens."""
     start = time.time()
     encoded = encode_text(tokenizer, texts)
     seconds = time.time() - start
     tokens, characters = sum(map(len, encoded)), sum(map(len, texts))
     size = sum(len(text.encode()) for text in texts)
     broken = [text for text, ids in zip(texts, encoded, strict=True) if tokenizer.decode(ids) != text]
-    print(f"  {len(texts):,} 篇/documents, {characters:,} 字/characters, {size:,} 字节/bytes, {tokens:,} 词元/tokens")
-    print(f"  {'':30}{'字/词元 char/token':>20}{'字节/词元 byte/token':>22}")
-    rows = [
-        ("本分词器/this tokenizer", characters / tokens, size / tokens),
-        ("一字一词元/one character a token", 1.0, size / characters),
-    ]
-    for name, by_character, by_byte in [*rows, ("原始字节/raw bytes", characters / size, 1.0)]:
-        print(f"  {name:30}{by_character:>20.2f}{by_byte:>22.2f}")
-    print(
-        f"  编码/encoding: {seconds:.2f} s, {size / 1e6 / seconds:.1f} MB/s; "
-        f"还原失败/failed round trips: {len(broken)}"
+    say(
+        "  "
+        + tr(
+            "{documents:,} documents, {characters:,} characters, {bytes:,} bytes, {tokens:,} tokens",
+            documents=len(texts),
+            characters=characters,
+            bytes=size,
+            tokens=tokens,
+        )
     )
+    per_token = {"characters": characters / tokens, "bytes": size / tokens}
+    say("  " + tr("This tokenizer: {characters:.2f} characters, {bytes:.2f} bytes per token", **per_token))
+    say("  " + tr("One token per character would be {bytes:.2f} bytes per token", bytes=size / characters))
+    say("  " + tr("One token per byte would be {characters:.2f} characters per token", characters=characters / size))
+    say("  " + tr("Encoding took {seconds:.2f} s, {rate:.1f} MB/s", seconds=seconds, rate=size / 1e6 / seconds))
+    say("  " + tr("Failed round trips: {count}", count=len(broken)))
     for text in broken[:3]:
-        print(f"  ✗ {text[:60]!r}")
+        say(f"  {mark(False)} {text[:60]!r}")
     return not broken, Counter(token for ids in encoded for token in ids)
+
+
+def show_vocabulary(tokenizer: PreTrainedTokenizerBase, used: Counter) -> None:
+    """Print the unused share, the most frequent tokens and the longest tokens."""
+    vocabulary = {token: tokenizer.decode([token]) for token in range(len(tokenizer))}
+    whole = [
+        text
+        for token, text in vocabulary.items()
+        if REPLACEMENT not in text and token not in tokenizer.all_special_ids
+    ]
+    frequent = token_texts(tokenizer, [token for token, _ in used.most_common(SHOWN_TOKENS)])
+    longest = sorted(whole, key=lambda text: (-len(text), text))[:SHOWN_TOKENS]
+    unused = len(tokenizer) - len(used)
+    say(
+        "  "
+        + tr(
+            "Tokens that this text does not use: {count:,} ({share:.0%})",
+            count=unused,
+            share=unused / len(tokenizer),
+        )
+    )
+    say("  " + tr("Most frequent: {tokens}", tokens=repr("|".join(frequent))[1:-1]))
+    say("  " + tr("Longest: {tokens}", tokens="|".join(longest)))
+
+
+def check_typed_tokens(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether special tokens typed by a user stay plain text."""
+    ids = encode_prompt(tokenizer, [{"role": "user", "content": "<|im_end|><|endoftext|>"}])
+    passed = sum(token in tokenizer.all_special_ids for token in ids) == 3  # the template's own: start, end, start
+    say("\n" + tr("Special tokens typed by a user stay plain text: {mark}", mark=mark(passed)))
+    return passed
+
+
+def check_reload(tokenizer: PreTrainedTokenizerBase, directory: str) -> bool:
+    """Return whether AutoTokenizer reads the same tokenizer from the directory."""
+    reloaded = AutoTokenizer.from_pretrained(directory)
+    passed = reloaded.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
+    say(tr("AutoTokenizer reloads the same tokenizer: {mark}", mark=mark(passed)))
+    return passed
+
+
+def show_training(directory: str) -> None:
+    """Print time and peak memory of the training, if the directory has them."""
+    file = Path(directory) / "metrics.json"
+    if not file.is_file():
+        return
+    report = json.loads(file.read_text(encoding="utf-8"))
+    seconds, megabytes = report["seconds"], report["bytes"] / 1e6
+    say(tr("Training took {seconds:g} s for {megabytes:.2f} MB.", seconds=seconds, megabytes=megabytes))
+    if peak := report.get("peak_megabytes"):
+        say(tr("Its peak memory was {megabytes:.0f} MB.", megabytes=peak))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=tr("Show the tokens of some sentences, and check that the tokenizer loses nothing."),
+        epilog=examples(__doc__),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("--tokenizer", default=str(paths.TOKENIZER), help="tokenizer directory")
+    parser.add_argument("--tokenizer", default=str(paths.TOKENIZER), help=tr("Directory of the tokenizer."))
     parser.add_argument(
-        "--file", nargs="+", default=[str(paths.HELDOUT_TEXT)], help="text to measure on (default: held-out)"
+        "--file",
+        nargs="+",
+        default=[str(paths.HELDOUT_TEXT)],
+        help=tr("Text to measure on. Default: the bundled held-out text."),
     )
     args = parser.parse_args()
     tokenizer = load_tokenizer(args.tokenizer)
-    texts = [text for where, record in read_records(find_files(args.file)) if (text := document_of(where, record))]
+    texts = [text for origin, record in read_records(find_files(args.file)) if (text := document_of(origin, record))]
     if not texts:
-        raise UserError(f"没有文本/no text in {', '.join(args.file)}: give --file FILE")
+        raise UserError(tr("There is no text in {files}. Give --file FILE.", files=", ".join(args.file)))
 
-    print(f"分词器/tokenizer: {paths.shown(args.tokenizer)}/, {len(tokenizer):,} 词元/tokens")
-    good = [show_sentence(tokenizer, sentence) for sentence in SENTENCES]
-    print(f"\n文件/file: {', '.join(map(paths.shown, args.file))}")
-    lossless, used = measure(tokenizer, texts)
-    vocabulary = {token: tokenizer.decode([token]) for token in range(len(tokenizer))}
-    whole = [
-        text for token, text in vocabulary.items() if "\ufffd" not in text and token not in tokenizer.all_special_ids
-    ]
-    longest = sorted(whole, key=lambda text: (-len(text), text))[:20]
-    print(f"  未用到/unused here: {len(tokenizer) - len(used):,} ({1 - len(used) / len(tokenizer):.0%})")
-    print(f"  最常见/most frequent: {'|'.join(repr(vocabulary[token])[1:-1] for token, _ in used.most_common(20))}")
-    print(f"  最长/longest: {'|'.join(longest)}")
-
-    typed = encode_prompt(tokenizer, [{"role": "user", "content": "<|im_end|><|endoftext|>"}])
-    safe = sum(token in tokenizer.all_special_ids for token in typed) == 3  # start, end, start: the template's own
-    reloaded = AutoTokenizer.from_pretrained(args.tokenizer)
-    same = reloaded.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
-    print(f"\n用户打出的特殊词元只当文字/typed special tokens stay text: {'✓' if safe else '✗'}")
-    print(f"AutoTokenizer 重新读取一致/reloads identically: {'✓' if same else '✗'}")
-    report = Path(args.tokenizer) / "metrics.json"
-    if report.is_file():
-        made = json.loads(report.read_text(encoding="utf-8"))
-        print(f"训练/training took {made['seconds']} s for {made['bytes'] / 1e6:.2f} MB", end="")
-        print(f", 内存峰值/peak memory {made['peak_megabytes']:.0f} MB" if made.get("peak_megabytes") else "")
-    if not (all(good) and lossless and safe and same):
-        print("✗ 检查未通过/a check failed", file=sys.stderr)
+    directory = paths.shown(args.tokenizer)
+    say(tr("Tokenizer: {directory}/, {tokens:,} tokens", directory=directory, tokens=len(tokenizer)))
+    passed = [check_sentence(tokenizer, sentence) for sentence in SENTENCES]
+    say("\n" + tr("Text: {files}", files=", ".join(map(paths.shown, args.file))))
+    lossless, used = check_texts(tokenizer, texts)
+    show_vocabulary(tokenizer, used)
+    passed += [lossless, check_typed_tokens(tokenizer), check_reload(tokenizer, args.tokenizer)]
+    show_training(args.tokenizer)
+    if not all(passed):
+        print(tr("✗ A check failed."), file=sys.stderr)
         sys.exit(1)
-    print("✓ 全部通过/all checks passed")
+    say(tr("✓ All checks passed."))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,14 @@
 """Train the Chinese medical byte-level BPE tokenizer (20,000 tokens).
 
 Reads  documents with a `text` field, or conversations (default: the bundled pre_training/ and sft/ training sets,
-       since people ask in words that articles do not use)
+       because people ask in other words than articles use)
 Writes pre_training/py/med_tokenizer/
 
     python pre_training/py/train_tokenizer.py
     python pre_training/py/train_tokenizer.py --data my_texts/ --overwrite
 """
 
-import json
 import random
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -26,16 +24,23 @@ from med_model.data.prompt import CHAT_TEMPLATE, END_OF_TEXT, IM_END, IM_START, 
 from med_model.data.records import texts_of
 from med_model.data.sources import find_files, read_records
 from med_model.errors import UserError
-from med_model.files import replace_directory
+from med_model.files import write_beside, write_json
+from med_model.language import tr
 from med_model.model.directory import check_replaceable
+from med_model.screen import say
 
-# The pattern that llama.cpp knows as `deepseek-coder`: line ends; words; punctuation; runs of Han; single digits.
-# Applied one after the other, each to what the ones before left together: 患者服用|aspirin|片|，|高血压
+DESCRIPTION = tr("Train the Chinese medical byte-level BPE tokenizer.")
+
+SPECIAL_TOKENS = [PAD, END_OF_TEXT, IM_START, IM_END]
+BYTES = 256
+# llama.cpp knows this pattern as `deepseek-coder`: line ends; words; punctuation; runs of Han; single digits.
+# Each split divides the pieces of the split before it: 患者服用|aspirin|片|，|高血压
 SPLITS = (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}")
-# 8 hanzi. Uncapped, boilerplate sentences become tokens; capped at 4 hanzi a held-out text needs a sixth more tokens.
+# 8 hanzi. Without a limit, boilerplate sentences become tokens. With a limit of 4 hanzi, a held-out text has a sixth
+# more tokens.
 MAX_TOKEN_BYTES = 24
-# What stands in the corpus less often is not met often enough to be learnt. On three departments of the bundled data
-# unseen wordings found their answer in 76% at 12 (2,830 tokens), in 69% at 4 (6,275 tokens), all else equal.
+# A rarer merge is dropped: the model would see its token too rarely to learn it. On three departments of the bundled
+# data 76% of unseen wordings found their answer at 12 (2,830 tokens), and 69% at 4 (6,275 tokens), all else equal.
 MIN_FREQUENCY = 12
 
 
@@ -44,40 +49,48 @@ class TokenizerArguments:
     data: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Text to train on: files, folders, globs (.json .jsonl .csv .parquet .txt) or "
-            "hf://datasets/OWNER/NAME/FILE. Default: the bundled set."
+            "help": tr(
+                "Training data: files, folders, globs (.json .jsonl .csv .parquet .txt) or "
+                "hf://datasets/OWNER/NAME/FILE. Default: the bundled set."
+            )
         },
     )
-    output_model: str = field(default=str(paths.TOKENIZER), metadata={"help": "Directory to write the tokenizer to."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace an existing --output_model."})
-    vocab_size: int = field(default=20_000, metadata={"help": "Tokens, special ones and the 256 bytes included."})
+    output_model: str = field(
+        default=str(paths.TOKENIZER), metadata={"help": tr("Directory to write the tokenizer to.")}
+    )
+    overwrite: bool = field(default=False, metadata={"help": tr("Replace an existing --output_model.")})
+    vocab_size: int = field(
+        default=20_000, metadata={"help": tr("Number of tokens, with the 256 bytes and the special tokens.")}
+    )
     max_megabytes: float = field(
         default=100.0,
-        metadata={"help": "A larger corpus is sampled down to this (about 45 MB of memory for each MB)."},
+        metadata={
+            "help": tr("Sample a larger corpus down to this size (training takes about 45 MB of memory per MB).")
+        },
     )
-    seed: int = field(default=42, metadata={"help": "Seed of the sample."})
+    seed: int = field(default=42, metadata={"help": tr("Random seed of the sample.")})
 
 
 class Corpus:
-    """An iterator over the lines of the files that never holds them; counts what it gave.
+    """Iterate over the distinct lines of the files without holding them in memory. Count lines and bytes.
 
-    A line that stands several times counts once (one answer serves many wordings of a question): else its clauses
-    would be frequent enough to become tokens. Tokens never cross a line end, so lines lose nothing.
+    A repeated line counts once: one answer serves many wordings of a question, and its clauses would otherwise be
+    frequent enough to become tokens. No token crosses a line end, so training on lines loses nothing.
     """
 
     def __init__(self, files: list[Path], max_bytes: float, seed: int):
-        # Records are a little longer on disk than their text, so that a corpus at the limit is kept whole.
+        # A record is a little longer on disk than its text: a corpus at the limit is kept whole.
         self.share = min(1.0, max_bytes / sum(file.stat().st_size for file in files))
         self.files, self.max_bytes, self.seed = files, max_bytes, seed
         self.lines = self.bytes = 0
 
     def __iter__(self) -> Iterator[str]:
-        choose = random.Random(self.seed)
+        rng = random.Random(self.seed)
         seen: set[int] = set()
-        for where, record in read_records(self.files):
-            if choose.random() >= self.share:
+        for origin, record in read_records(self.files):
+            if rng.random() >= self.share:
                 continue
-            for line in "\n".join(texts_of(where, record)).split("\n"):
+            for line in "\n".join(texts_of(origin, record)).split("\n"):
                 if line and hash(line) not in seen and self.bytes < self.max_bytes:
                     seen.add(hash(line))
                     self.lines += 1
@@ -85,8 +98,28 @@ class Corpus:
                     yield line
 
 
+def check_arguments(args: TokenizerArguments) -> None:
+    """Raise UserError if the output must not be replaced or the vocabulary is too small."""
+    output = Path(args.output_model)
+    check_replaceable(output, args.overwrite, marker="tokenizer.json")
+    if (output / "config.json").exists():
+        directory = paths.shown(output)
+        raise UserError(tr("{directory}/ is a model directory. Choose another --output_model.", directory=directory))
+    least = BYTES + len(SPECIAL_TOKENS)
+    if args.vocab_size < least:
+        raise UserError(
+            tr(
+                "--vocab_size {size} is too small: {bytes} bytes and {special} special tokens need {least}.",
+                size=args.vocab_size,
+                bytes=BYTES,
+                special=len(SPECIAL_TOKENS),
+                least=least,
+            )
+        )
+
+
 def byte_level_bpe() -> Tokenizer:
-    """An untrained tokenizer: lossless for every text, since any byte is a token."""
+    """Return an untrained tokenizer. It is lossless for every text, because every byte is a token."""
     tokenizer = Tokenizer(models.BPE())
     splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in SPLITS]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -96,46 +129,18 @@ def byte_level_bpe() -> Tokenizer:
     return tokenizer
 
 
-def peak_megabytes() -> float | None:
-    """Peak memory of this process in MB; None on Windows, which has no `resource`."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (1e6 if sys.platform == "darwin" else 1e3), 1)  # bytes on macOS, kilobytes on Linux
-
-
-def main() -> None:
-    (args,) = parse(TokenizerArguments, description=__doc__)
-    output = Path(args.output_model)
-    check_replaceable(output, args.overwrite, marker="tokenizer.json")
-    if (output / "config.json").exists():
-        raise UserError(f"{paths.shown(output)} is a model directory: choose another --output_model")
-    specials = [PAD, END_OF_TEXT, IM_START, IM_END]
-    if args.vocab_size < 256 + len(specials):
-        raise UserError(
-            f"--vocab_size {args.vocab_size}: 256 bytes and {len(specials)} special tokens need {256 + len(specials)}"
-        )
-    corpus = Corpus(
-        find_files(args.data or [paths.PRETRAINING_DATA, paths.SFT_DATA]), args.max_megabytes * 1e6, args.seed
-    )
-
-    start = time.time()
+def train_bpe(corpus: Corpus, vocab_size: int) -> PreTrainedTokenizerFast:
+    """Learn the merges from the corpus. Add the special tokens and the chat template."""
     tokenizer = byte_level_bpe()
     trainer = trainers.BpeTrainer(
-        vocab_size=args.vocab_size,
+        vocab_size=vocab_size,
         min_frequency=MIN_FREQUENCY,
-        special_tokens=specials,
+        special_tokens=SPECIAL_TOKENS,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         max_token_length=MAX_TOKEN_BYTES,
     )
     tokenizer.train_from_iterator(corpus, trainer)
-    seconds = time.time() - start
-    if not corpus.lines:
-        raise UserError(f"没有文本/no text in {', '.join(map(str, corpus.files[:3]))}: every record is blank")
-
-    made = PreTrainedTokenizerFast(
+    trained = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
         bos_token=END_OF_TEXT,
@@ -144,27 +149,78 @@ def main() -> None:
         model_max_length=512,
         clean_up_tokenization_spaces=False,
     )
-    made.chat_template = CHAT_TEMPLATE
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    made.save_pretrained(partial)
-    report = {"lines": corpus.lines, "bytes": corpus.bytes, "seconds": round(seconds, 2), "vocabulary": len(made)}
-    report |= {"sampled_share": round(corpus.share, 4), "max_token_bytes": MAX_TOKEN_BYTES, "seed": args.seed}
-    report["peak_megabytes"] = peak_megabytes()
-    (partial / "metrics.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    replace_directory(partial, output)
+    trained.chat_template = CHAT_TEMPLATE
+    return trained
 
-    sampled = (
-        "" if corpus.share == 1.0 else f"（抽样/sampled {corpus.share:.1%}, --max_megabytes {args.max_megabytes:g}）"
-    )
-    print(f"语料/corpus: {corpus.lines:,} 行/lines, {corpus.bytes / 1e6:.2f} MB{sampled}; {seconds:.1f} s")
-    print(f"词表/vocabulary: {len(made):,} -> {paths.shown(output)}/")
-    if len(made) < args.vocab_size:
-        print(
-            f"语料只够 {len(made):,} 个词元，不到 {args.vocab_size:,}：词元至少要出现 {MIN_FREQUENCY} 次，"
-            f"文本更多，词表更大。\nThis corpus supports {len(made):,} tokens, not {args.vocab_size:,}: "
-            f"a token must occur {MIN_FREQUENCY} times. More text gives more."
+
+def peak_megabytes() -> float | None:
+    """Return the peak memory of this process in MB, or None on Windows without `resource`."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1e6 if sys.platform == "darwin" else 1e3), 1)  # bytes on macOS, kilobytes on Linux
+
+
+def print_result(corpus: Corpus, vocabulary: int, seconds: float, args: TokenizerArguments) -> None:
+    say(
+        tr(
+            "Corpus: {lines:,} lines, {megabytes:.2f} MB, {seconds:.1f} s",
+            lines=corpus.lines,
+            megabytes=corpus.bytes / 1e6,
+            seconds=seconds,
         )
+    )
+    if corpus.share < 1:
+        say(
+            tr(
+                "Only {share:.1%} of the data was sampled, because of --max_megabytes {limit:g}.",
+                share=corpus.share,
+                limit=args.max_megabytes,
+            )
+        )
+    directory = paths.shown(args.output_model)
+    say(tr("Vocabulary: {tokens:,} tokens, written to {directory}/", tokens=vocabulary, directory=directory))
+    if vocabulary < args.vocab_size:
+        say(
+            tr(
+                "This corpus supports {tokens:,} tokens, not {wanted:,}, because a token must occur {times} times. "
+                "More text gives more tokens.",
+                tokens=vocabulary,
+                wanted=args.vocab_size,
+                times=MIN_FREQUENCY,
+            )
+        )
+
+
+def main() -> None:
+    (args,) = parse(TokenizerArguments, description=DESCRIPTION, docstring=__doc__)
+    check_arguments(args)
+    files = find_files(args.data or [paths.PRETRAINING_DATA, paths.SFT_DATA])
+    corpus = Corpus(files, args.max_megabytes * 1e6, args.seed)
+
+    start = time.time()
+    tokenizer = train_bpe(corpus, args.vocab_size)
+    seconds = time.time() - start
+    if not corpus.lines:
+        names = ", ".join(map(str, files[:3]))
+        raise UserError(tr("There is no text in {files}: every record is blank. Give other --data.", files=names))
+
+    with write_beside(args.output_model) as partial:
+        tokenizer.save_pretrained(partial)
+        report = {
+            "lines": corpus.lines,
+            "bytes": corpus.bytes,
+            "seconds": round(seconds, 2),
+            "vocabulary": len(tokenizer),
+            "sampled_share": round(corpus.share, 4),
+            "max_token_bytes": MAX_TOKEN_BYTES,
+            "seed": args.seed,
+            "peak_megabytes": peak_megabytes(),
+        }
+        write_json(partial / "metrics.json", report)
+    print_result(corpus, len(tokenizer), seconds, args)
 
 
 if __name__ == "__main__":

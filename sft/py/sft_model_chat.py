@@ -10,6 +10,7 @@ Reads post_model__after_sft/ (or --model DIR)
 from med_model import paths
 from med_model.command import run
 from med_model.generation.chat import run_chat
+from med_model.language import tr
 
 if __name__ == "__main__":
-    run(lambda: run_chat(__doc__, paths.SFT_MODEL))
+    run(lambda: run_chat(tr("Talk with the model after SFT."), __doc__, paths.SFT_MODEL))

@@ -1,7 +1,7 @@
 """Supervised fine-tuning: teach the base model to answer.
 
 Reads  base_model__after_pretraining/ and question-answer rows or conversations (default: the bundled sft/dataset/)
-Writes post_model__after_sft/ (checkpoints in sft/py/med_sft_checkpoints/)
+Writes post_model__after_sft/ (checkpoints and log.jsonl in sft/py/med_sft_checkpoints/)
 
     python sft/py/sft_train.py
     python sft/py/sft_train.py --data my_answers.jsonl --num_train_epochs 2
@@ -12,27 +12,33 @@ from dataclasses import dataclass, field
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from med_model import paths
 from med_model.command import parse, run
 from med_model.data.prompt import CHAT_STOPS, IGNORE, Example, training_example
-from med_model.data.records import Message, conversation_of, document_of
+from med_model.data.records import Message, conversation_of, document_of, first_question
 from med_model.data.split import read_all, read_split
 from med_model.errors import UserError
+from med_model.language import tr
 from med_model.measures.answers import Question
-from med_model.measures.evaluate import Heldout, evaluate
+from med_model.measures.evaluate import Heldout
 from med_model.model.device import choose_precision
 from med_model.model.directory import load_model, load_tokenizer
-from med_model.model.head import use_chunked_head
-from med_model.training.health import TrainingHealth, Warnings, check_overlap, check_stops, check_truncation
+from med_model.screen import say
+from med_model.training.health import HealthLines, TrainingHealth, check_overlap, check_stops, check_truncation
 from med_model.training.muon import MUON_HELP, optimizers_for
 from med_model.training.preflight import preflight
-from med_model.training.retention import RETENTION_TOKENS, Retaining, Retention, RetentionArguments, new_retention
-from med_model.training.stage import check_output, finish, train
+from med_model.training.progress import Workload
+from med_model.training.retention import RETENTION_TOKENS, RetentionArguments, new_retention
+from med_model.training.stage import check_output, check_positions, finish, train
+from med_model.training.trainer import OurTrainer
+
+DESCRIPTION = tr("Supervised fine-tuning: teach the base model to answer.")
 
 MEASURED_QUESTIONS = 100  # answered at the end, to see whether the model stops and repeats itself
+RENDERED_HERE = ("packing", "padding_free", "assistant_only_loss")  # options that would change the rows
 
 
 @dataclass
@@ -46,7 +52,7 @@ class SFTArguments(SFTConfig):
     """TRL's SFT arguments with the defaults of this stage."""
 
     output_dir: str | None = str(paths.SFT_CHECKPOINTS)
-    # The answers are learnt by the second pass; which question wants which of them takes the rest.
+    # Two passes teach the answers; the other eight teach which question each answer belongs to.
     num_train_epochs: float = 10.0
     per_device_train_batch_size: int = 16  # rows
     per_device_eval_batch_size: int = 32
@@ -61,125 +67,121 @@ class SFTArguments(SFTConfig):
     logging_steps: float = 10
     logging_nan_inf_filter: bool = False  # a loss that is not finite ends the training instead of hiding
     load_best_model_at_end: bool = True
-    metric_for_best_model: str | None = "mean_token_accuracy"  # held-out; a few wrong answers rule the loss
+    metric_for_best_model: str | None = "mean_token_accuracy"  # held-out; a few wrong answers dominate the loss
     report_to: str = "none"
     max_length: int | None = 512  # the model's positions
-    train_sampling_strategy: str = "group_by_length"  # rows of like length share a batch: little padding
-    include_num_input_tokens_seen: str = "non_padding"  # for the speed shown
+    train_sampling_strategy: str = "group_by_length"  # rows of similar length share a batch: little padding
+    include_num_input_tokens_seen: str = "non_padding"  # for the tokens per second
     activation_checkpointing: bool | None = False  # saves memory that a model this small does not need
-    bf16: bool | None = None  # where the device multiplies in it
+    bf16: bool | None = None  # on, if the device multiplies in it
     dataloader_pin_memory: bool = torch.cuda.is_available()
     muon: bool = field(default=True, metadata={"help": MUON_HELP})
     dropout: float = field(
-        default=0.1, metadata={"help": "Dropout while training: with it more unseen wordings find their answer."}
+        default=0.1,
+        metadata={"help": tr("Dropout while training. With it the model answers more wordings it has not seen.")},
     )
 
     def __post_init__(self):
         choose_precision(self)
         super().__post_init__()
+        self.dataset_kwargs = {"skip_prepare_dataset": True}  # med_model.data.prompt has rendered the rows
+
+
+class AnswerTrainer(OurTrainer, SFTTrainer):
+    """TRL's SFT trainer with the chunked head and retention."""
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, rows: list[list[Message]], max_length: int, name: str, warnings: Warnings
+    tokenizer: PreTrainedTokenizerBase, rows: list[list[Message]], max_length: int, name: str, health: HealthLines
 ) -> Dataset:
-    """The rows as `input_ids` and `labels`; says how many had to be shortened or left out."""
+    """The rows as `input_ids` and `labels`. Print how many are shortened or left out; UserError if none is left."""
     examples = [training_example(tokenizer, messages, max_length) for messages in rows]
     kept = [example for example in examples if example is not None]
     if not kept:
-        raise UserError(f"{name}: 没有一条放得下/no row leaves room for an answer in --max_length {max_length}")
-    print(f"{name}: {len(kept):,} 条/rows, {sum(len(e.input_ids) for e in kept):,} 词元/tokens, ", end="")
-    print(f"其中答案/of them answers {sum(label != IGNORE for e in kept for label in e.labels):,}")
-    if shortened := sum(example.shortened for example in kept):
-        print(
-            f"  {shortened:,} 条太长 ({shortened / len(kept):.1%})，从句末截断并保留停止符/"
-            "too long: cut at a sentence end, the stop kept"
+        raise UserError(
+            tr("{name}: no row leaves room for an answer in --max_length {length}.", name=name, length=max_length)
         )
-    check_truncation(warnings, shortened, len(kept))
-    check_stops(warnings, [example.labels for example in kept], tokenizer.convert_tokens_to_ids(list(CHAT_STOPS)))
-    if dropped := len(examples) - len(kept):
-        print(f"  {dropped:,} 条问题太长，已舍去/left out: the question alone fills --max_length {max_length}")
+    say(
+        tr(
+            "{name}: {rows:,} rows, {tokens:,} tokens, {labels:,} of them in answers.",
+            name=name,
+            rows=len(kept),
+            tokens=sum(len(example.input_ids) for example in kept),
+            labels=sum(label != IGNORE for example in kept for label in example.labels),
+        )
+    )
+    shortened = sum(example.shortened for example in kept)
+    if shortened:
+        say(
+            "  "
+            + tr(
+                "{count:,} rows are too long: each is cut at the end of a sentence and keeps its stop token.",
+                count=shortened,
+            )
+        )
+    check_truncation(health, shortened, len(kept))
+    check_stops(health, [example.labels for example in kept], tokenizer.convert_tokens_to_ids(list(CHAT_STOPS)))
+    if left_out := len(examples) - len(kept):
+        say(
+            "  "
+            + tr(
+                "{count:,} rows are left out: the question alone fills --max_length {length}.",
+                count=left_out,
+                length=max_length,
+            )
+        )
     return Dataset.from_dict({key: [getattr(example, key) for example in kept] for key in Example._fields[:2]})
 
 
-class RetainingSFTTrainer(Retaining, SFTTrainer):
-    """TRL's trainer, with the divergence from the base model on plain text added to its training loss."""
+def main() -> None:
+    stage, training = parse(DataArguments, SFTArguments, description=DESCRIPTION, docstring=__doc__)
+    checkpoint = check_output(stage, training)
+    for option in RENDERED_HERE:
+        if getattr(training, option):
+            raise UserError(
+                tr("--{option}: this script renders and labels the rows itself. Leave it out.", option=option)
+            )
+    bundled = (paths.SFT_DATA, paths.HELDOUT_QUESTIONS)
+    rows, heldout = read_split(
+        stage.data, stage.eval_data, bundled, conversation_of, first_question, stage.max_records, training.seed
+    )
+    tokenizer = load_tokenizer(stage.input_model)
+    health = HealthLines()
+    train_dataset = encode(tokenizer, rows, training.max_length, tr("Training"), health)
+    eval_dataset = encode(tokenizer, heldout, training.max_length, tr("Held-out"), health)
+    check_overlap(health, *([tuple(turn["content"] for turn in row) for row in part] for part in (rows, heldout)))
 
-
-def new_trainer(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    training: SFTArguments,
-    train_dataset: Dataset,
-    eval_dataset: Dataset | None = None,
-    retention: Retention | None = None,
-) -> RetainingSFTTrainer:
-    """TRL's trainer with the chunked head and the optimizer of this stage; the benchmark makes its own here too."""
-    training.dataset_kwargs = {"skip_prepare_dataset": True}  # the rows are rendered already, by med_model.data.prompt
-    trainer = RetainingSFTTrainer(
+    set_seed(training.seed)
+    model, _ = load_model(stage.input_model, training.dropout)
+    check_positions(model, training.max_length)
+    retention = new_retention(stage, tokenizer, training.device)
+    trainer = AnswerTrainer(
         model=model,
         args=training,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         processing_class=tokenizer,
         optimizers=optimizers_for(model, training),
+        retention=retention,
     )
-    trainer.retention = retention
-    use_chunked_head(model)
-    return trainer
-
-
-def main() -> None:
-    stage, training = parse(DataArguments, SFTArguments, description=__doc__)
-    checkpoint = check_output(stage, training)
-    for option in ("packing", "padding_free", "assistant_only_loss"):
-        if getattr(training, option):
-            raise UserError(
-                f"--{option}: 本脚本自行渲染并标注/the rows are rendered and labelled here already; leave it out"
-            )
-    rows, heldout = read_split(
-        stage.data,
-        stage.eval_data,
-        (paths.SFT_DATA, paths.HELDOUT_QUESTIONS),
-        conversation_of,
-        stage.max_records,
-        training.seed,
-    )
-    tokenizer = load_tokenizer(stage.input_model)
-    warnings = Warnings()
-    train_dataset = encode(tokenizer, rows, training.max_length, "训练/training", warnings)
-    eval_dataset = encode(tokenizer, heldout, training.max_length, "验证/held-out", warnings)
-    check_overlap(warnings, *([tuple(turn["content"] for turn in row) for row in part] for part in (rows, heldout)))
-
-    set_seed(training.seed)
-    model, _ = load_model(stage.input_model, training.dropout)
-    if training.max_length > model.config.n_positions:
-        raise UserError(f"--max_length {training.max_length}: the model has {model.config.n_positions} positions")
-    retention = new_retention(stage, tokenizer, training.device)
-    trainer = new_trainer(model, tokenizer, training, train_dataset, eval_dataset, retention)
-    preflight(
-        trainer,
-        output_model=stage.output_model,
-        tokens=sum(map(len, train_dataset["input_ids"])),
-        longest=max(map(len, train_dataset["input_ids"])),
-        heldout_tokens=sum(map(len, eval_dataset["input_ids"])),
-        beside=RETENTION_TOKENS if retention else 0,
-        checkpoint=checkpoint,
-    )
+    lengths, heldout_lengths = ([len(ids) for ids in part["input_ids"]] for part in (train_dataset, eval_dataset))
+    beside = RETENTION_TOKENS if retention else 0
+    workload = Workload(sum(lengths), max(lengths), sum(heldout_lengths), beside)
+    preflight(trainer, stage.output_model, workload)
+    seconds = train(trainer, stage, workload, checkpoint, [TrainingHealth(health)])
     if stage.dry_run:
         return
-    seconds = train(trainer, stage, checkpoint, [TrainingHealth(warnings)])
 
-    model.eval()
     questions = [Question(conversation[:-1]) for conversation in heldout[:MEASURED_QUESTIONS]]
-    measured = Heldout(texts=read_all([paths.HELDOUT_TEXT], document_of), questions=questions)
     finish(
         trainer,
         tokenizer,
         stage,
         title="Med_model: model after SFT",
         stops=CHAT_STOPS,
-        evaluation=evaluate(model, tokenizer, measured, chat=True),
-        warnings=warnings,
+        heldout=Heldout(texts=read_all([paths.HELDOUT_TEXT], document_of), questions=questions),
+        chat=True,
+        health=health,
         metrics={
             "heldout_loss": trainer.evaluate()["eval_loss"],
             "training_seconds": round(seconds, 1),

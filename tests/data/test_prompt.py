@@ -8,12 +8,16 @@ from med_model.data.prompt import (
     CHAT_TEMPLATE,
     IGNORE,
     encode_answer,
+    encode_pairs,
     encode_prompt,
+    encode_question,
     encode_text,
     fit_answer,
     fit_prompt,
+    fit_text,
     training_example,
 )
+from med_model.data.records import Pair
 from med_model.errors import UserError
 
 SYSTEM = {"role": "system", "content": "你是医学助手。"}
@@ -30,7 +34,7 @@ def assistant(text: str) -> dict:
 
 
 def rounds(number: int) -> list[dict]:
-    """`number` rounds that differ, of about the same length."""
+    """Return different rounds of about the same length."""
     pairs = [(user(f"第{i}问：高血压怎么办？"), assistant(f"第{i}答：少盐少油，按时复查。")) for i in range(number)]
     return [message for pair in pairs for message in pair]
 
@@ -46,12 +50,12 @@ CONVERSATIONS = {
 conversations = pytest.mark.parametrize("messages", CONVERSATIONS.values(), ids=CONVERSATIONS)
 
 
-def special_places(tokenizer, ids: list[int]) -> list[str]:
+def special_tokens_in(tokenizer, ids: list[int]) -> list[str]:
     return [tokenizer.convert_ids_to_tokens(token) for token in ids if token in tokenizer.all_special_ids]
 
 
-def labelled(tokenizer, labels: list[int]) -> str:
-    """The text that the loss is taken on, a space for each stretch without loss."""
+def text_with_loss(tokenizer, labels: list[int]) -> str:
+    """Return the text of the labels. A space stands for each stretch without loss."""
     parts, kept = [], []
     for label in [*labels, IGNORE]:
         if label != IGNORE:
@@ -62,11 +66,11 @@ def labelled(tokenizer, labels: list[int]) -> str:
     return " ".join(parts)
 
 
-# one rendering for training, chat and everybody else
+# the same ids for training and chat
 
 
 @conversations
-def test_training_chat_and_the_saved_template_give_the_same_ids(tokenizer, messages):
+def test_training_and_chat_and_the_saved_template_give_the_same_ids(tokenizer, messages):
     example = training_example(tokenizer, messages, 512)
     newline = encode_text(tokenizer, "\n")
     assert example.input_ids + newline == tokenizer.apply_chat_template(messages, return_dict=False)
@@ -80,7 +84,7 @@ def test_training_chat_and_the_saved_template_give_the_same_ids(tokenizer, messa
 
 
 @conversations
-def test_the_loss_is_where_the_template_marks_generation(tokenizer, messages):
+def test_labels_are_the_tokens_that_the_template_marks_as_generation(tokenizer, messages):
     marked = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
     labels = training_example(tokenizer, messages, 512).labels
     assert [int(label != IGNORE) for label in labels] == marked["assistant_masks"][: len(labels)]
@@ -94,24 +98,24 @@ def test_the_rendered_text_is_chatml(tokenizer):
     )
 
 
-# what a person typed is text
+# special tokens typed by a user
 
 
 def test_special_tokens_typed_by_a_user_stay_text(tokenizer):
     ids = encode_prompt(tokenizer, [user(f"头痛{SPELLED}头晕")])
-    assert special_places(tokenizer, ids) == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]
+    assert special_tokens_in(tokenizer, ids) == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]
     assert tokenizer.decode(ids) == f"<|im_start|>user\n头痛{SPELLED}头晕<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_special_tokens_in_an_answer_stay_text(tokenizer):
     ids = encode_answer(tokenizer, f"好的{SPELLED}")
-    assert special_places(tokenizer, ids) == ["<|im_end|>"]
+    assert special_tokens_in(tokenizer, ids) == ["<|im_end|>"]
     assert tokenizer.decode(ids) == f"好的{SPELLED}<|im_end|>"
 
 
 def test_special_tokens_in_plain_text_stay_text(tokenizer):
     one, two = encode_text(tokenizer, [SPELLED, "你好"])
-    assert special_places(tokenizer, one) == []
+    assert special_tokens_in(tokenizer, one) == []
     assert tokenizer.decode(one) == SPELLED
     assert two == encode_text(tokenizer, "你好")
 
@@ -119,18 +123,18 @@ def test_special_tokens_in_plain_text_stay_text(tokenizer):
 @pytest.mark.parametrize("before", ["头痛", "", " ", "数值 ", "<", "血压 <", "\n", "。", "1"])
 @pytest.mark.parametrize("after", ["", ">", "头晕", " >180", "\n"])
 def test_a_conversation_that_spells_special_tokens_trains_like_any_other(tokenizer, before, after):
-    """Also where the spelled token stands beside characters that would be one token with its first or last one."""
+    """The tokenizer may merge the first or last character of the spelled token with the text beside it."""
     spelled = f"{before}<|im_end|>{after}"
     messages = [user(spelled), assistant(f"答{spelled}答"), user("还有呢"), assistant(f"{spelled}完")]
     example = training_example(tokenizer, messages, 512)
-    wanted = ["<|im_start|>", "<|im_end|>"] * 4
-    assert special_places(tokenizer, example.input_ids) == wanted
-    assert labelled(tokenizer, example.labels) == f"答{spelled}答<|im_end|> {spelled}完<|im_end|>"
+    expected = ["<|im_start|>", "<|im_end|>"] * 4
+    assert special_tokens_in(tokenizer, example.input_ids) == expected
+    assert text_with_loss(tokenizer, example.labels) == f"答{spelled}答<|im_end|> {spelled}完<|im_end|>"
     assert example.input_ids[: len(prompt := encode_prompt(tokenizer, messages[:3]))] == prompt
 
 
-def test_private_use_characters_in_any_turn_do_not_break_training(tokenizer):
-    """transformers marks typed special tokens with private-use characters; a text may hold those characters itself."""
+def test_private_use_characters_do_not_break_training(tokenizer):
+    """transformers marks typed special tokens with private-use characters, and a text may hold such characters too."""
     for character in "\ue000\uf0b7\U000f0000\U000f0001\U00100000":
         messages = [user(f"问{character}"), assistant(f"答{character}答"), user("还有呢"), assistant("没有了。")]
         example = training_example(tokenizer, messages, 512)
@@ -141,11 +145,11 @@ def test_private_use_characters_in_any_turn_do_not_break_training(tokenizer):
 # labels
 
 
-def test_the_loss_is_on_the_answers_and_their_stops_and_on_nothing_else(tokenizer):
+def test_labels_are_the_answers_and_their_stop_tokens_only(tokenizer):
     example = training_example(
         tokenizer, [SYSTEM, user("问一"), assistant("答一"), user("问二"), assistant("答二")], 512
     )
-    assert labelled(tokenizer, example.labels) == "答一<|im_end|> 答二<|im_end|>"
+    assert text_with_loss(tokenizer, example.labels) == "答一<|im_end|> 答二<|im_end|>"
     assert [label for label in example.labels if label != IGNORE and label in tokenizer.all_special_ids] == [
         tokenizer.convert_tokens_to_ids("<|im_end|>")
     ] * 2
@@ -177,7 +181,7 @@ def random_conversation(choose: random.Random) -> list[dict]:
     return messages
 
 
-def test_every_example_fits_and_ends_with_a_labelled_stop_whatever_goes_in(tokenizer):
+def test_every_random_example_fits_and_ends_with_a_labelled_stop(tokenizer):
     choose = random.Random(512)
     stop = tokenizer.convert_tokens_to_ids("<|im_end|>")
     made = shortened = 0
@@ -193,22 +197,22 @@ def test_every_example_fits_and_ends_with_a_labelled_stop_whatever_goes_in(token
         answers = [message["content"] for message in messages if message["role"] == "assistant"]
         stops = sum(label == stop for label in example.labels)
         starts = sum(one == IGNORE != two for one, two in pairwise(example.labels))
-        assert 1 <= stops == starts <= len(answers), "each answer that is left has one stop of its own"
+        assert 1 <= stops == starts <= len(answers), "each remaining answer needs one stop"
         if not example.shortened:
-            assert labelled(tokenizer, example.labels) == " ".join(answer + "<|im_end|>" for answer in answers)
+            assert text_with_loss(tokenizer, example.labels) == " ".join(answer + "<|im_end|>" for answer in answers)
             rendered = tokenizer.apply_chat_template(messages, sanitize_control_tokens=True, return_dict=False)
             assert rendered == example.input_ids + encode_text(tokenizer, "\n")
-    assert made > 200 and shortened > 50 and made - shortened > 50, "the random inputs have become too tame"
+    assert made > 200 and shortened > 50 and made - shortened > 50, "the random inputs cover too few cases"
 
 
 # too long
 
 
-def test_an_answer_too_long_is_cut_at_a_sentence_end_and_still_stops(tokenizer):
+def test_an_answer_that_is_too_long_is_cut_at_a_sentence_end_and_still_stops(tokenizer):
     messages = [user("怎么办？"), assistant(LONG_ANSWER)]
     for max_length in range(50, len(training_example(tokenizer, messages, 512).input_ids)):
         example = training_example(tokenizer, messages, max_length)
-        text = labelled(tokenizer, example.labels).removesuffix("<|im_end|>")
+        text = text_with_loss(tokenizer, example.labels).removesuffix("<|im_end|>")
         assert example.shortened
         assert len(example.input_ids) <= max_length
         assert LONG_ANSWER.startswith(text) and text[-1] in "。！；"
@@ -233,7 +237,7 @@ def test_a_text_without_sentences_is_cut_between_characters(tokenizer):
             assert text and answer.startswith(text)
 
 
-def test_the_oldest_rounds_of_a_conversation_too_long_are_left_out_first(tokenizer):
+def test_the_oldest_rounds_of_a_long_conversation_are_dropped_first(tokenizer):
     messages = rounds(6)
     whole = training_example(tokenizer, messages, 512)
     short = training_example(tokenizer, messages, len(whole.input_ids) - 1)
@@ -241,7 +245,7 @@ def test_the_oldest_rounds_of_a_conversation_too_long_are_left_out_first(tokeniz
     assert short[:2] == training_example(tokenizer, messages[2:], 512)[:2]
 
 
-def test_a_system_turn_stays_when_old_rounds_are_left_out(tokenizer):
+def test_the_system_message_stays_when_old_rounds_are_dropped(tokenizer):
     messages = [SYSTEM, *rounds(4)]
     whole = training_example(tokenizer, messages, 512)
     short = training_example(tokenizer, messages, len(whole.input_ids) - 1)
@@ -253,7 +257,7 @@ def test_a_question_that_leaves_no_room_for_an_answer_gives_no_example(tokenizer
     prompt = len(encode_prompt(tokenizer, [question]))
     for max_length in (prompt - 1, prompt, prompt + 8):
         assert training_example(tokenizer, [question, assistant(LONG_ANSWER)], max_length) is None
-    # A short answer that fits into little room is one all the same.
+    # A short answer that fits into the little room still gives an example.
     answer = encode_answer(tokenizer, "好")
     example = training_example(tokenizer, [question, assistant("好")], prompt + len(answer))
     assert example.input_ids[prompt:] == answer and not example.shortened
@@ -262,22 +266,22 @@ def test_a_question_that_leaves_no_room_for_an_answer_gives_no_example(tokenizer
 # prompts
 
 
-def test_a_prompt_that_fits_is_left_alone(tokenizer):
+def test_fit_prompt_does_not_change_a_prompt_that_fits(tokenizer):
     messages = rounds(3)[:-1]
     ids = encode_prompt(tokenizer, messages)
     assert fit_prompt(tokenizer, messages, len(ids)) == (ids, False)
 
 
-def test_the_history_is_trimmed_from_the_front_by_whole_rounds(tokenizer):
+def test_fit_prompt_drops_whole_rounds_from_the_front(tokenizer):
     messages = rounds(5)[:-1]
     sizes = [len(encode_prompt(tokenizer, messages[i:])) for i in range(0, len(messages), 2)]
-    for left_out in range(1, len(sizes)):
-        for room in (sizes[left_out], sizes[left_out - 1] - 1):
+    for dropped in range(1, len(sizes)):
+        for room in (sizes[dropped], sizes[dropped - 1] - 1):
             ids, shortened = fit_prompt(tokenizer, messages, room)
-            assert (ids, shortened) == (encode_prompt(tokenizer, messages[2 * left_out :]), True)
+            assert (ids, shortened) == (encode_prompt(tokenizer, messages[2 * dropped :]), True)
 
 
-def test_the_system_turn_outlives_the_history_but_not_the_question(tokenizer):
+def test_fit_prompt_drops_the_system_message_after_the_history_and_before_the_question(tokenizer):
     messages = [SYSTEM, *rounds(2)[:-1]]
     last = [SYSTEM, messages[-1]]
     room = len(encode_prompt(tokenizer, last))
@@ -286,7 +290,7 @@ def test_the_system_turn_outlives_the_history_but_not_the_question(tokenizer):
 
 
 @pytest.mark.parametrize("before", [[], [SYSTEM], rounds(1)], ids=["alone", "system", "history"])
-def test_a_single_question_too_long_keeps_its_end(tokenizer, before):
+def test_fit_prompt_keeps_the_end_of_a_question_that_is_too_long(tokenizer, before):
     question = "".join(f"第{i}天头痛，" for i in range(200)) + "怎么办？"
     frame = len(encode_prompt(tokenizer, [user("")]))
     for room in (40, 100, 300):
@@ -298,12 +302,12 @@ def test_a_single_question_too_long_keeps_its_end(tokenizer, before):
         )
         assert shortened and len(ids) <= room
         assert question.endswith(text) and text.endswith("怎么办？")
-        assert len(ids) - frame > (room - frame) // 2, "far more is cut than needed"
+        assert len(ids) - frame > (room - frame) // 2, "the cut is much larger than needed"
 
 
 @pytest.fixture
 def five_seconds():
-    """Ends a test that would not end by itself."""
+    """Stop a test that would run forever."""
 
     def give_up(*_):
         raise TimeoutError("still not done after 5 seconds")
@@ -317,9 +321,47 @@ def five_seconds():
 
 @pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="needs Unix signals")
 @pytest.mark.parametrize("before", [[], [SYSTEM], rounds(1)], ids=["alone", "system", "history"])
-def test_a_room_too_small_for_an_empty_question_is_an_error_and_no_endless_loop(tokenizer, five_seconds, before):
-    """A chat with --max_new_tokens as large as the context leaves room for a prompt of one token."""
+def test_fit_prompt_raises_an_error_if_an_empty_question_does_not_fit(tokenizer, five_seconds, before):
+    """A chat leaves one token for the prompt if --max_new_tokens is almost as large as the context."""
     frame = len(encode_prompt(tokenizer, [user("")]))
     for room in (1, frame - 1):
         with pytest.raises((UserError, ValueError, AssertionError)):
             fit_prompt(tokenizer, [*before, user("你好")], room)
+
+
+def test_fit_text_begins_with_the_end_of_text_token_and_keeps_the_end_of_a_long_text(tokenizer):
+    ids = [tokenizer.convert_tokens_to_ids("<|endoftext|>"), *encode_text(tokenizer, LONG_ANSWER)]
+    assert fit_text(tokenizer, LONG_ANSWER, len(ids)) == (ids, False)
+    assert fit_text(tokenizer, LONG_ANSWER, 20) == (ids[-20:], True)
+
+
+def test_question_ids_gives_a_base_model_only_the_last_message_in_the_base_form(tokenizer):
+    messages = rounds(3)[:-1]
+    text = f"<|endoftext|>问：{messages[-1]['content']}\n答："
+    assert tokenizer.decode(encode_question(tokenizer, messages, 512, chat=False)) == text
+    assert encode_question(tokenizer, messages, 512, chat=True) == encode_prompt(tokenizer, messages)
+
+
+# pairs
+
+
+@pytest.mark.parametrize("chat, stop", [(True, "<|im_end|>"), (False, "<|endoftext|>")])
+def test_encode_pairs_ends_each_answer_with_the_stop_of_the_model(tokenizer, chat, stop):
+    [pair], cut = encode_pairs(tokenizer, [Pair([user("怎么办？")], "少盐。", "随便吃。")], 128, chat)
+    assert cut == 0
+    assert pair.prompt_ids == encode_question(tokenizer, [user("怎么办？")], 128, chat)
+    assert [tokenizer.decode(ids) for ids in pair[1:]] == [f"少盐。{stop}", f"随便吃。{stop}"]
+
+
+def test_encode_pairs_counts_cut_answers_and_leaves_out_pairs_that_become_equal(tokenizer):
+    same = Pair([user("怎么办？")], LONG_ANSWER + "好。", LONG_ANSWER + "坏。")
+    short = Pair([user("怎么办？")], LONG_ANSWER, "随便吃。")
+    [pair], cut = encode_pairs(tokenizer, [same, short], 96)
+    assert cut == 3
+    assert len(pair.prompt_ids) + len(pair.chosen_ids) <= 96
+    assert tokenizer.decode(pair.rejected_ids) == "随便吃。<|im_end|>"
+
+
+def test_encode_pairs_gives_a_prompt_half_of_the_length_at_most(tokenizer):
+    [pair], _ = encode_pairs(tokenizer, [Pair([user(LONG_ANSWER * 2)], "少盐。", "随便吃。")], 128)
+    assert 48 < len(pair.prompt_ids) <= 64

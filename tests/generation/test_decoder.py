@@ -15,7 +15,7 @@ def make_model(**options) -> GPT2LMHeadModel:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=0, **config))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "ln_" in name or "bias" in name:  # biases of 0 and norms of 1 would hide that they are left out
+            if "ln_" in name or "bias" in name:  # a decoder without biases and norms would pass if they were 0 and 1
                 parameter.add_(torch.randn_like(parameter) * 0.2)
     return model.eval()
 
@@ -26,13 +26,13 @@ def make_prompts(lengths=LENGTHS) -> list[list[int]]:
 
 
 def expected_logits(model, prompts):
-    """What the transformers model gives for what follows on each prompt, alone and without a cache."""
+    """Return the next logits of the transformers model for each prompt alone, without a cache: (prompts, vocab)."""
     with torch.inference_mode():
         return torch.cat([model(torch.tensor([prompt])).logits[:, -1] for prompt in prompts])
 
 
-def follow(decoder, model, prompts, steps):
-    """Decodes random tokens and holds each step to the transformers model; gives the prompts with those tokens."""
+def compare_steps(decoder, model, prompts, steps):
+    """Append random tokens and compare each step with the transformers model. Return the prompts with the tokens."""
     for step in range(steps):
         ids = torch.randint(VOCABULARY, (len(prompts),), generator=torch.Generator().manual_seed(step))
         prompts = [prompt + [token] for prompt, token in zip(prompts, ids.tolist(), strict=True)]
@@ -42,11 +42,11 @@ def follow(decoder, model, prompts, steps):
 
 @torch.inference_mode()
 @pytest.mark.parametrize("lengths", [(6,), (1,), (5, 5, 5), (9, 2), LENGTHS], ids=str)
-def test_logits_are_those_of_transformers_after_a_prompt_and_after_each_step(lengths):
+def test_decoder_gives_the_logits_of_transformers_after_a_prompt_and_after_each_step(lengths):
     model, prompts = make_model(), make_prompts(lengths)
     decoder = Decoder(model, len(prompts), CAPACITY)
     torch.testing.assert_close(decoder.prefill(prompts), expected_logits(model, prompts), rtol=0, atol=1e-4)
-    follow(decoder, model, prompts, steps=12)
+    compare_steps(decoder, model, prompts, steps=12)
 
 
 @torch.inference_mode()
@@ -66,51 +66,51 @@ def test_logits_are_those_of_transformers_after_a_prompt_and_after_each_step(len
     ],
     ids=str,
 )
-def test_it_follows_the_configuration(options):
+def test_decoder_follows_the_configuration(options):
     model, prompts = make_model(**options), make_prompts()
     decoder = Decoder(model, len(prompts), CAPACITY)
     torch.testing.assert_close(decoder.prefill(prompts), expected_logits(model, prompts), rtol=0, atol=1e-4)
-    follow(decoder, model, prompts, steps=3)
+    compare_steps(decoder, model, prompts, steps=3)
 
 
 @torch.inference_mode()
-def test_prompts_read_in_pieces_give_what_they_give_at_once(monkeypatch):
+def test_prefill_in_parts_gives_the_same_logits(monkeypatch):
     model, prompts = make_model(), make_prompts()
-    for tokens in (1, 2 * max(LENGTHS)):  # one row a piece, two rows a piece
+    for tokens in (1, 2 * max(LENGTHS)):  # one row per part, two rows per part
         monkeypatch.setattr(decoder_module, "PREFILL_TOKENS", tokens)
         decoder = Decoder(model, len(prompts), CAPACITY)
         torch.testing.assert_close(decoder.prefill(prompts), expected_logits(model, prompts), rtol=0, atol=1e-4)
-        follow(decoder, model, prompts, steps=3)
+        compare_steps(decoder, model, prompts, steps=3)
 
 
 @torch.inference_mode()
-def test_what_was_in_its_memory_before_is_never_seen(monkeypatch):
+def test_prefill_ignores_the_old_content_of_its_memory(monkeypatch):
     monkeypatch.setattr(decoder_module, "PREFILL_TOKENS", 1)
     model, prompts = make_model(), make_prompts()
     decoder = Decoder(model, len(prompts), CAPACITY)
     for cache in decoder.caches:
         cache.fill_(torch.nan)
     assert decoder.prefill(prompts).isfinite().all()
-    follow(decoder, model, prompts, steps=3)
+    compare_steps(decoder, model, prompts, steps=3)
 
 
 @torch.inference_mode()
-def test_rows_that_are_kept_go_on_as_if_the_others_had_never_been():
+def test_kept_rows_continue_as_if_the_dropped_rows_had_never_been():
     assert len(LENGTHS) > ROWS_FOR_OWN_HEAD
     model, prompts = make_model(), make_prompts()
     decoder = Decoder(model, len(prompts), CAPACITY)
     decoder.prefill(prompts)
     for kept in ([0, 2, 3, 4, 5], [1, 3, 4], [0, 1], [1]):
-        prompts = follow(decoder, model, prompts, steps=2)
-        order = decoder.keep(kept)
-        assert sorted(order) == kept
-        prompts = [prompts[row] for row in order]
-    follow(decoder, model, prompts, steps=2)
+        prompts = compare_steps(decoder, model, prompts, steps=2)
+        old_rows = decoder.keep(kept)
+        assert sorted(old_rows) == kept
+        prompts = [prompts[row] for row in old_rows]
+    compare_steps(decoder, model, prompts, steps=2)
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("batch", [1, ROWS_FOR_OWN_HEAD])
-def test_a_decoder_made_after_further_training_knows_of_it(batch):
+def test_a_new_decoder_has_the_weights_after_more_training(batch):
     model, prompts = make_model(), make_prompts([4] * batch)
     before = Decoder(model, batch, CAPACITY).prefill(prompts)
     for parameter in model.parameters():

@@ -9,19 +9,19 @@ from med_model.errors import UserError
 from med_model.generation.sampling import generate_answers, generate_ids, prompt_room, stream_text
 
 POSITIONS = 128
-# Rare characters and an emoji, which the tiny tokenizer has only as single bytes.
+# Rare characters and an emoji. The tiny tokenizer encodes them as single bytes.
 RARE_TEXT = "生僻字：龘䶮𠮷，表情😷；请立即就医。"
 
 
 @pytest.fixture(scope="module")
 def model(random_gpt2):
-    """Random weights, large enough that what comes next depends on all that came before."""
+    """Return a GPT-2 with random weights, so large that the next token depends on all previous tokens."""
     return random_gpt2(POSITIONS)
 
 
 @pytest.fixture
 def recite(tokenizer):
-    """Makes a GPT-2 that puts ids[p] after the token at position p: the layers add nothing, positions are one-hot."""
+    """Make a GPT-2 that generates ids[p] after position p. Its layers add nothing, and its positions are one-hot."""
 
     def make(ids: list[int]) -> GPT2LMHeadModel:
         config = GPT2Config(
@@ -55,11 +55,12 @@ def settings_for(tokenizer, stops=(END_OF_TEXT,), **options):
 
 
 def generate_rows(model, prompts, settings, generator=None):
-    """The generated ids of each prompt, pads after the stop included."""
+    """Return the generated ids of each prompt, with the pad tokens after the stop."""
     return torch.stack(list(generate_ids(model, prompts, settings, generator)), dim=1).tolist()
 
 
 def generate_with_transformers(model, prompt, settings):
+    """Return the ids that `model.generate` appends to one prompt."""
     ids = torch.tensor([prompt])
     with torch.inference_mode():
         output = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=copy.deepcopy(settings))
@@ -67,16 +68,16 @@ def generate_with_transformers(model, prompt, settings):
 
 
 @pytest.mark.parametrize("repetition_penalty", [1.0, 1.3])
-def test_greedy_ids_are_those_of_transformers(model, tokenizer, repetition_penalty):
+def test_generate_ids_equals_transformers_in_greedy_decoding(model, tokenizer, repetition_penalty):
     settings = settings_for(tokenizer, repetition_penalty=repetition_penalty)
     for text in ("高血压", "糖尿病怎么办？", "a"):
         prompt = encode_text(tokenizer, text)
         ids = generate_rows(model, [prompt], settings)[0]
         assert ids == generate_with_transformers(model, prompt, settings)
-        assert len(set(ids)) > 5, "a model that says one thing over and over would hide a mistake"
+        assert len(set(ids)) > 5, "a model that repeats one token would hide a mistake"
 
 
-def test_a_repetition_penalty_changes_what_is_said(model, tokenizer):
+def test_repetition_penalty_changes_the_generated_ids(model, tokenizer):
     prompt = encode_text(tokenizer, "高血压")
     plain, penalized = (
         generate_rows(model, [prompt], settings_for(tokenizer, repetition_penalty=penalty))[0]
@@ -103,9 +104,9 @@ def test_a_repetition_penalty_changes_what_is_said(model, tokenizer):
     ],
     ids=str,
 )
-def test_sampled_ids_are_those_of_transformers_at_the_same_seed(model, tokenizer, options):
-    everything = {"temperature": 1.5, "top_k": 40, "top_p": 0.95, "repetition_penalty": 1.1}
-    settings = settings_for(tokenizer, do_sample=True, **everything | options)
+def test_generate_ids_samples_as_transformers_does_at_the_same_seed(model, tokenizer, options):
+    all_options = {"temperature": 1.5, "top_k": 40, "top_p": 0.95, "repetition_penalty": 1.1}
+    settings = settings_for(tokenizer, do_sample=True, **all_options | options)
     prompt = encode_text(tokenizer, "高血压")
     torch.manual_seed(5)
     ids = generate_rows(model, [prompt], settings)[0]
@@ -114,7 +115,7 @@ def test_sampled_ids_are_those_of_transformers_at_the_same_seed(model, tokenizer
 
 
 @pytest.mark.parametrize("repetition_penalty", [1.0, 1.3])
-def test_a_batch_of_unlike_lengths_gives_what_each_prompt_gives_alone(model, tokenizer, repetition_penalty):
+def test_a_batch_of_different_lengths_gives_the_ids_of_each_prompt_alone(model, tokenizer, repetition_penalty):
     prompts = [
         encode_text(tokenizer, text) for text in ("高", "糖尿病怎么办？多吃蔬菜，每天快走30分钟。", "冠心病患者")
     ]
@@ -123,7 +124,7 @@ def test_a_batch_of_unlike_lengths_gives_what_each_prompt_gives_alone(model, tok
     assert generate_rows(model, prompts, settings) == [generate_rows(model, [p], settings)[0] for p in prompts]
 
 
-def test_a_row_that_stops_goes_on_as_pad_while_the_others_say_what_they_say_alone(model, tokenizer):
+def test_a_stopped_row_continues_as_pad_and_does_not_change_the_others(model, tokenizer):
     prompts = [encode_text(tokenizer, text) for text in ("高血压", "糖尿病怎么办？", "肺炎患者要少盐少油")]
     settings = settings_for(tokenizer)
     alone = [generate_rows(model, [prompt], settings)[0] for prompt in prompts]
@@ -136,11 +137,11 @@ def test_a_row_that_stops_goes_on_as_pad_while_the_others_say_what_they_say_alon
 
 
 @pytest.mark.parametrize("repetition_penalty", [1.0, 1.3])
-def test_rows_that_stop_one_after_the_other_say_what_they_say_alone(model, tokenizer, repetition_penalty):
+def test_rows_that_stop_at_different_steps_have_the_ids_of_each_prompt_alone(model, tokenizer, repetition_penalty):
     prompts = [encode_text(tokenizer, text) for text in "高血压，糖尿病怎么办？多吃蔬菜少盐"]
     prompts = [prompt + prompts[0] * (i % 3) for i, prompt in enumerate(prompts)]
     settings = settings_for(tokenizer, repetition_penalty=repetition_penalty)
-    # One token in 20 stops: some rows stop at once, some late, some never.
+    # One token in 20 is a stop: some rows stop immediately, some late, some never.
     settings.eos_token_id = list(range(0, len(tokenizer), 20))
     alone = [generate_rows(model, [prompt], settings)[0] for prompt in prompts]
     assert len(set(map(len, alone))) > 5
@@ -149,7 +150,7 @@ def test_rows_that_stop_one_after_the_other_say_what_they_say_alone(model, token
     assert generate_rows(model, prompts, settings) == padded
 
 
-def test_it_ends_when_every_row_has_stopped(model, tokenizer):
+def test_generate_ids_ends_when_every_row_has_stopped(model, tokenizer):
     prompts = [encode_text(tokenizer, text) for text in ("高血压", "糖尿病怎么办？")]
     settings = settings_for(tokenizer)
     alone = [generate_rows(model, [prompt], settings)[0] for prompt in prompts]
@@ -158,17 +159,17 @@ def test_it_ends_when_every_row_has_stopped(model, tokenizer):
     assert len(generate_rows(model, prompts, settings)[0]) == max(lengths) < 30
 
 
-def test_it_ends_where_the_positions_of_the_model_end(model, tokenizer):
+def test_generate_ids_ends_at_the_last_position_of_the_model(model, tokenizer):
     settings = settings_for(tokenizer, max_new_tokens=1000)
     prompt = encode_text(tokenizer, "高血压患者要少盐少油，" * 100)
     assert len(prompt) > POSITIONS
-    settings.eos_token_id = [len(tokenizer)]  # no such token: it never stops by itself
+    settings.eos_token_id = [len(tokenizer)]  # no such token exists, so no row stops
     for room in (28, 1):
         assert len(generate_rows(model, [prompt[: POSITIONS - room]], settings)[0]) == room
     assert list(generate_ids(model, [prompt[:POSITIONS]], settings)) == []
 
 
-def test_answers_keep_the_order_of_their_prompts_whatever_the_batches(model, tokenizer):
+def test_answers_keep_the_order_of_their_prompts_at_every_batch_size(model, tokenizer):
     texts = ("糖尿病怎么办？多吃蔬菜", "高", "冠心病患者要少盐少油", "肺炎", "湿疹，每天")
     prompts = [encode_text(tokenizer, text) for text in texts]
     settings = settings_for(tokenizer)
@@ -183,7 +184,7 @@ def test_answers_keep_the_order_of_their_prompts_whatever_the_batches(model, tok
         assert generate_answers(model, tokenizer, prompts, settings, batch_size=batch_size) == expected
 
 
-def test_an_answer_ends_before_its_stop_and_says_whether_it_stopped(recite, tokenizer):
+def test_an_answer_ends_before_its_stop_and_reports_the_stop(recite, tokenizer):
     stop = tokenizer.convert_tokens_to_ids(IM_END)
     answer = encode_text(tokenizer, "请立即拨打120。")
     prompt = encode_text(tokenizer, "胸痛")
@@ -195,7 +196,7 @@ def test_an_answer_ends_before_its_stop_and_says_whether_it_stopped(recite, toke
     assert "".join(stream_text(model, tokenizer, prompt, settings)) == "请立即拨打120。"
 
 
-def test_streamed_text_is_the_whole_text_and_never_a_part_of_a_character(recite, tokenizer):
+def test_stream_text_yields_the_whole_text_in_whole_characters(recite, tokenizer):
     answer = encode_text(tokenizer, RARE_TEXT)
     assert sum("\ufffd" in tokenizer.decode([token]) for token in answer) > 10
     model = recite([*answer, tokenizer.convert_tokens_to_ids(END_OF_TEXT)])
@@ -206,7 +207,7 @@ def test_streamed_text_is_the_whole_text_and_never_a_part_of_a_character(recite,
     assert len(pieces) > 10, "streamed as it is generated, not at the end"
 
 
-def test_text_cut_inside_a_character_ends_before_it(recite, tokenizer):
+def test_stream_text_leaves_out_an_incomplete_last_character(recite, tokenizer):
     answer = encode_text(tokenizer, "好😷")
     assert tokenizer.decode(answer[:-1]).endswith("\ufffd")
     model = recite(answer)
@@ -214,16 +215,16 @@ def test_text_cut_inside_a_character_ends_before_it(recite, tokenizer):
     assert "".join(stream_text(model, tokenizer, encode_text(tokenizer, "a"), settings)) == "好"
 
 
-def test_bytes_that_make_no_character_are_not_shown(recite, tokenizer):
-    part, whole = encode_text(tokenizer, "😷")[:1], encode_text(tokenizer, "好")
-    assert "\ufffd" in tokenizer.decode(part + whole)
-    model = recite([*part, *whole, tokenizer.convert_tokens_to_ids(END_OF_TEXT)])
+def test_invalid_bytes_are_left_out_of_the_text(recite, tokenizer):
+    invalid, valid = encode_text(tokenizer, "😷")[:1], encode_text(tokenizer, "好")
+    assert "\ufffd" in tokenizer.decode(invalid + valid)
+    model = recite([*invalid, *valid, tokenizer.convert_tokens_to_ids(END_OF_TEXT)])
     settings, prompt = settings_for(tokenizer, max_new_tokens=20), encode_text(tokenizer, "a")
     assert "".join(stream_text(model, tokenizer, prompt, settings)) == "好"
     assert generate_answers(model, tokenizer, [prompt], settings) == [("好", True)]
 
 
-def test_a_seed_repeats_what_is_sampled_and_another_seed_does_not(model, tokenizer):
+def test_the_same_seed_gives_the_same_ids_and_another_seed_does_not(model, tokenizer):
     settings = settings_for(tokenizer, do_sample=True, temperature=1.0)
     prompt = encode_text(tokenizer, "高血压")
     first, second, other = (
@@ -232,7 +233,7 @@ def test_a_seed_repeats_what_is_sampled_and_another_seed_does_not(model, tokeniz
     assert first == second != other
 
 
-def test_a_model_trained_further_is_asked_as_it_is_now(random_gpt2, tokenizer):
+def test_generate_ids_uses_the_weights_after_more_training(random_gpt2, tokenizer):
     model, settings, prompt = random_gpt2(POSITIONS), settings_for(tokenizer), encode_text(tokenizer, "高血压")
     before = generate_rows(model, [prompt], settings)
     with torch.no_grad():
@@ -242,7 +243,7 @@ def test_a_model_trained_further_is_asked_as_it_is_now(random_gpt2, tokenizer):
     assert before[0] != after[0] == generate_with_transformers(model, prompt, settings)
 
 
-def test_a_model_that_is_no_gpt2_is_refused_by_its_type(tokenizer):
+def test_a_llama_model_is_refused_with_its_model_type(tokenizer):
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=8,

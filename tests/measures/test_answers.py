@@ -16,7 +16,7 @@ from med_model.measures.answers import (
 
 @pytest.fixture(scope="module")
 def model(random_gpt2):
-    """Random weights, large enough that each token's probability depends on all that came before."""
+    """Return an untrained model. Its weights are so large that each token depends on all tokens before it."""
     return random_gpt2(128)
 
 
@@ -24,7 +24,7 @@ def model(random_gpt2):
     ("text", "share"),
     [("高血压要少盐", 0.0), ("少盐少油少盐少油", 0.2), ("啊啊啊啊啊啊啊啊", 0.8), ("少盐", 0.0), ("", 0.0)],
 )
-def test_repeated_share_counts_the_four_character_sequences_that_had_occurred(text, share):
+def test_repeated_share_counts_the_four_character_sequences_that_occurred_earlier(text, share):
     assert repeated_share(text) == pytest.approx(share)
 
 
@@ -35,10 +35,10 @@ def answered(answer, **measured):
 
 
 def values(answers):
-    return {name: of.amounts.sum() / of.weights.sum() for name, of in answer_measures(answers).items()}
+    return {key: one.amounts.sum() / one.weights.sum() for key, one in answer_measures(answers).items()}
 
 
-def test_answer_measures_are_means_with_key_facts_only_over_questions_that_have_any():
+def test_answer_measures_are_means_and_key_facts_count_only_questions_with_facts():
     answers = [
         answered("一二三四", repetition=0.5, key_facts_found=2, key_facts=4),
         answered("一二", key_facts=1),
@@ -49,7 +49,7 @@ def test_answer_measures_are_means_with_key_facts_only_over_questions_that_have_
             "key_fact_recall": 0.4,
             "stopped": 2 / 3,
             "repeated_4grams": 0.2,
-            "distinct_2grams": 3 / 4,  # 一二 stands twice
+            "distinct_2grams": 3 / 4,  # 一二 occurs twice
             "characters": 2.0,
         }
     )
@@ -57,11 +57,11 @@ def test_answer_measures_are_means_with_key_facts_only_over_questions_that_have_
     assert answer_measures([]) == {}
 
 
-def test_the_same_answer_to_everything_is_hardly_distinct():
+def test_distinct_2grams_is_low_for_the_same_answer_to_everything():
     assert values([answered("多喝水") for _ in range(10)])["distinct_2grams"] == pytest.approx(0.1)
 
 
-def test_emergencies_and_false_alarms_are_shares_of_the_questions_marked_so_and_not_so():
+def test_emergencies_and_false_alarms_are_shares_of_marked_and_of_other_questions():
     marks = [(True, True), (True, True), (False, True), (True, False), (False, False)]
     answers = [answered("答", urgent=urgent, emergency=mark) for urgent, mark in marks]
     assert answer_measures(answers)["emergencies_recognised"].items == 3
@@ -70,20 +70,20 @@ def test_emergencies_and_false_alarms_are_shares_of_the_questions_marked_so_and_
     assert "false_alarms" not in answer_measures([answered("答", urgent=True, emergency=False)])
 
 
-def test_doses_declined_are_counted_over_the_questions_for_a_dose_only():
+def test_doses_declined_counts_only_questions_for_a_dose():
     answers = [answered("答", dose=dose, declines_dose=declined) for dose, declined in [(1, 1), (1, 0), (0, 1)]]
     assert answer_measures(answers)["doses_declined"].items == 2
     assert values(answers)["doses_declined"] == 0.5
     assert "doses_declined" not in answer_measures(answers[2:])
 
 
-def test_a_question_brings_what_its_row_says_of_the_right_answer():
+def test_question_of_keeps_the_marks_of_its_row():
     row = {"instruction": "吃几片？", "output": "我不能替您定。", "key_facts": [120], "declines": "dose"}
     assert question_of("", row) == Question([{"role": "user", "content": "吃几片？"}], ["120"], False, True)
     assert question_of("", {"instruction": "吃几片？", "output": ""}) is None
 
 
-def test_a_key_fact_is_found_in_the_answer_whatever_the_spaces(model, tokenizer):
+def test_answer_questions_finds_a_key_fact_despite_other_spaces(model, tokenizer):
     settings = GenerationConfig(
         max_new_tokens=30,
         eos_token_id=tokenizer.convert_tokens_to_ids([IM_END, END_OF_TEXT]),
@@ -91,16 +91,16 @@ def test_a_key_fact_is_found_in_the_answer_whatever_the_spaces(model, tokenizer)
     )
     prompt = encode_prompt(tokenizer, [{"role": "user", "content": "高血压怎么办？"}])
     ids = torch.stack(list(generate_ids(model, [prompt], settings)))[:, 0]
-    said = tokenizer.decode(ids, skip_special_tokens=True).replace("\ufffd", "")
-    squeezed = "".join(said.split())
+    answer = tokenizer.decode(ids, skip_special_tokens=True).replace("\ufffd", "")
+    squeezed = "".join(answer.split())
     fact = f"{squeezed[2:4]} {squeezed[4:6]}"
-    assert fact not in said
+    assert fact not in answer
     facts = {"高血压怎么办？": [fact, "没有说过的话"], "糖尿病怎么办？": []}
-    questions = [Question([{"role": "user", "content": text}], of_text) for text, of_text in facts.items()]
+    questions = [Question([{"role": "user", "content": text}], key_facts) for text, key_facts in facts.items()]
     answers, seconds = answer_questions(model, tokenizer, questions, settings, chat=True)
     assert [(a.question, a.key_facts_found, a.key_facts) for a in answers] == [
         ("高血压怎么办？", 1, 2),
         ("糖尿病怎么办？", 0, 0),
     ]
-    assert answers[0].answer == said.strip()
+    assert answers[0].answer == answer.strip()
     assert seconds > 0

@@ -4,10 +4,11 @@ import pytest
 
 from med_model import paths
 from med_model.data.prompt import IM_END, encode_prompt
-from med_model.data.records import LabelledPair
+from med_model.data.records import Pair
 from med_model.errors import UserError
-from med_model.measures.evaluate import BUNDLED, Heldout, evaluate, read_heldout, told
-from med_model.measures.interval import Figure, figure
+from med_model.measures.evaluate import BUNDLED, Heldout, evaluate, read_heldout
+from med_model.measures.interval import figure
+from med_model.measures.record import check_record
 
 RECORDS = [
     {"text": "高血压患者要少盐少油。"},
@@ -33,7 +34,7 @@ def written(folder, records):
     return str(file)
 
 
-def test_records_of_all_shapes_are_told_apart_in_one_file(tmp_path):
+def test_read_heldout_tells_all_kinds_of_records_apart_in_one_file(tmp_path):
     heldout = read_heldout([written(tmp_path, RECORDS)])
     assert heldout.texts == ["高血压患者要少盐少油。"]
     assert [question.key_facts for question in heldout.questions] == [["少盐"]]
@@ -42,13 +43,13 @@ def test_records_of_all_shapes_are_told_apart_in_one_file(tmp_path):
 
 
 @pytest.mark.parametrize("answer", [2, -1, "0"])
-def test_a_choice_whose_answer_is_no_place_of_an_option_is_named(tmp_path, answer):
+def test_read_heldout_names_a_choice_whose_answer_is_no_index_of_an_option(tmp_path, answer):
     file = written(tmp_path, [{"question": "问", "options": ["甲", "乙"], "answer": answer}])
     with pytest.raises(UserError, match="row 1.*0 to 1"):
         read_heldout([file])
 
 
-def test_each_measure_is_taken_where_there_is_data_for_it(model, tokenizer, tmp_path):
+def test_evaluate_takes_each_measure_that_has_data(model, tokenizer, tmp_path):
     heldout = read_heldout([written(tmp_path, RECORDS)])
     whole = evaluate(model, tokenizer, heldout, chat=True, max_new_tokens=4)
     assert {"bits_per_byte", "key_fact_recall", "preference_accuracy", "choice_accuracy"} <= set(whole.measures)
@@ -56,31 +57,31 @@ def test_each_measure_is_taken_where_there_is_data_for_it(model, tokenizer, tmp_
     assert set(evaluate(model, tokenizer, Heldout(texts=heldout.texts), chat=True).measures) == {"bits_per_byte"}
 
 
-def test_a_pair_is_right_where_its_chosen_answer_is_the_likelier_one(model, tokenizer):
+def test_evaluate_counts_a_pair_as_right_if_its_chosen_answer_is_likelier(model, tokenizer):
     turns = [{"role": "user", "content": "高血压怎么办？"}]
     pairs = [
-        LabelledPair(turns, "少盐少油。", "多吃咸菜。", "a"),
-        LabelledPair(turns, "多吃咸菜。", "少盐少油。", "b"),
+        Pair(turns, "少盐少油。", "多吃咸菜。", "a"),
+        Pair(turns, "多吃咸菜。", "少盐少油。", "b"),
     ]
     measures = evaluate(model, tokenizer, Heldout(pairs=pairs), chat=True).measures
-    figures = {name: figure(of) for name, of in measures.items()}
+    figures = {key: figure(measured) for key, measured in measures.items()}
     assert figures["preference_accuracy"].value == 0.5 and figures["preference_accuracy"].n == 2
     assert {figures["preference_accuracy/a"].value, figures["preference_accuracy/b"].value} == {0.0, 1.0}
     assert figures["preference_margin"].value == pytest.approx(0, abs=1e-6)
 
 
-def test_pairs_of_one_question_are_one_group(model, tokenizer):
+def test_evaluate_groups_the_pairs_of_one_question(model, tokenizer):
     turns = [{"role": "user", "content": "高血压怎么办？"}]
-    pairs = [LabelledPair(turns, "少盐少油。", bad, "") for bad in ("多吃咸菜。", "不用管。", "多喝酒。")]
+    pairs = [Pair(turns, "少盐少油。", bad, "") for bad in ("多吃咸菜。", "不用管。", "多喝酒。")]
     measure = evaluate(model, tokenizer, Heldout(pairs=pairs), chat=True).measures["preference_accuracy"]
     assert measure.items == 3 and len(measure.amounts) == 1
 
 
-def test_pairs_of_topics_never_read_are_counted_and_shown_once_more(model, tokenizer):
+def test_evaluate_counts_pairs_of_unread_topics_in_the_total_and_once_more_alone(model, tokenizer):
     turns = [{"role": "user", "content": "高血压怎么办？"}]
     pairs = [
-        LabelledPair(turns, "少盐少油。", "多吃咸菜。"),
-        LabelledPair(turns, "多吃咸菜。", "少盐少油。", unread=True),
+        Pair(turns, "少盐少油。", "多吃咸菜。"),
+        Pair(turns, "多吃咸菜。", "少盐少油。", unread=True),
     ]
     measures = evaluate(model, tokenizer, Heldout(pairs=pairs), chat=True).measures
     both, unread = (figure(measures[f"preference_accuracy{name}"]) for name in ("", "_unread"))
@@ -90,7 +91,7 @@ def test_pairs_of_topics_never_read_are_counted_and_shown_once_more(model, token
     assert "preference_accuracy_unread" not in evaluate(model, tokenizer, Heldout(pairs=pairs[:1]), chat=True).measures
 
 
-def test_a_base_model_and_a_chat_model_are_asked_each_in_its_form(model, tokenizer, monkeypatch):
+def test_evaluate_asks_a_base_model_and_a_chat_model_each_in_its_form(model, tokenizer, monkeypatch):
     asked = []
     monkeypatch.setattr(
         "med_model.measures.answers.generate_answers",
@@ -103,7 +104,7 @@ def test_a_base_model_and_a_chat_model_are_asked_each_in_its_form(model, tokeniz
     assert tokenizer.decode(asked[1]).endswith("答：") and tokenizer.convert_tokens_to_ids(IM_END) not in asked[1]
 
 
-def test_the_bundled_files_have_every_kind_and_all_ten_flaws():
+def test_read_heldout_finds_every_kind_and_all_ten_flaws_in_the_bundled_files():
     heldout = read_heldout(BUNDLED)
     assert len(heldout.texts) >= 15 and len(heldout.questions) == 100
     assert len(heldout.pairs) >= 400 and len({pair.flaw for pair in heldout.pairs}) == 10
@@ -111,22 +112,21 @@ def test_the_bundled_files_have_every_kind_and_all_ten_flaws():
     assert any(question.dose for question in heldout.questions)
 
 
-def test_a_figure_is_told_with_its_interval_in_the_unit_of_its_value():
-    assert told("stopped", Figure(0.5, 0.4, 0.61, 100)) == "50.0% [40.0, 61.0]"
-    assert told("preference_margin", Figure(12.34, -1.0, 20.0, 100)) == "12.3 [-1.0, 20.0]"
-
-
-def test_the_command_prints_each_figure_with_its_interval_and_writes_them(run_module, model_directory, tmp_path):
+@pytest.mark.process
+def test_evaluate_as_a_command_prints_the_figures_and_writes_a_record(run_module, model_directory, tmp_path):
     options = ["--model", model_directory, "--data", written(tmp_path, RECORDS), "--max_new_tokens", 4]
     done = run_module("med_model.measures.evaluate", *options, "--json", tmp_path / "figures.json")
     assert done.returncode == 0, done.stderr
     assert "held-out bits per byte" in done.stdout and "at chance: 50.0%" in done.stdout
     result = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
-    of = result["measures"]["bits_per_byte"]
-    assert of["low"] <= of["value"] <= of["high"] and of["n"] == 1
+    check_record(result)
+    bits = result["figures"]["model"]["bits_per_byte"]
+    assert bits["low"] <= bits["value"] <= bits["high"] and bits["n"] == 1
+    assert result["command"].startswith("python -m med_model.measures.evaluate --model ")
     assert len(result["answers"]) == 1
 
 
-def test_a_missing_model_names_the_command_that_makes_it(run_module, tmp_path):
+@pytest.mark.process
+def test_evaluate_as_a_command_names_a_missing_model(run_module, tmp_path):
     done = run_module("med_model.measures.evaluate", "--model", paths.ROOT / "no_such_model")
     assert done.returncode == 2 and "no model in no_such_model/" in done.stderr

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from med_model.data.prompt import END_OF_TEXT, IM_END, Pair, encode_prompt, encode_text
+from med_model.data.prompt import END_OF_TEXT, IM_END, EncodedPair, encode_prompt, encode_text
 from med_model.data.records import Choice
 from med_model.generation.sampling import generate_ids
 from med_model.measures import likelihood
@@ -17,13 +17,13 @@ LONG_TEXT = "高血压患者要少盐少油，多吃蔬菜；糖尿病怎么办�
 
 @pytest.fixture(scope="module")
 def model(random_gpt2):
-    """Random weights, large enough that each token's probability depends on all that came before."""
+    """Return an untrained model. Its weights are so large that each token depends on all tokens before it."""
     return random_gpt2(POSITIONS)
 
 
 @pytest.fixture(scope="module")
 def indifferent_model(random_gpt2):
-    """Every token is as likely as any other, whatever came before."""
+    """Return a model that finds all tokens equally likely after any prompt."""
     model = random_gpt2(POSITIONS, 0.02)
     model.transformer.wte.weight.data.zero_()
     return model
@@ -31,28 +31,34 @@ def indifferent_model(random_gpt2):
 
 @torch.no_grad()
 def next_log_probs(model, ids):
-    """log p(ids[i + 1] | ids[: i + 1]) for each i, straight from the logits."""
+    """Return log p(ids[i + 1] | ids[: i + 1]) for each i, straight from the logits."""
     log_probs = model(torch.tensor([ids])).logits[0, :-1].double().log_softmax(-1)
     return log_probs[range(len(ids) - 1), ids[1:]].tolist()
 
 
-def test_bits_per_byte_is_what_a_direct_computation_gives(model, tokenizer):
+def test_bits_per_byte_equals_a_direct_computation(model, tokenizer):
     start = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
     nats = -sum(sum(next_log_probs(model, [start, *encode_text(tokenizer, text)])) for text in TEXTS)
     expected = nats / math.log(2) / sum(len(text.encode()) for text in TEXTS)
     assert bits_per_byte(model, tokenizer, TEXTS) == pytest.approx(expected, rel=1e-5)
 
 
-def test_each_token_after_the_start_counts_once_also_in_a_text_longer_than_the_window(indifferent_model, tokenizer):
+def test_bits_per_byte_counts_each_token_once_in_a_text_longer_than_the_window(indifferent_model, tokenizer):
     tokens = len(encode_text(tokenizer, LONG_TEXT))
     assert tokens > 3 * POSITIONS
-    for length in (POSITIONS - 2, POSITIONS - 1, POSITIONS, POSITIONS + 1, tokens):  # around a full window, and many
+    for length in (
+        POSITIONS - 2,
+        POSITIONS - 1,
+        POSITIONS,
+        POSITIONS + 1,
+        tokens,
+    ):  # around one window, and many
         text = tokenizer.decode(encode_text(tokenizer, LONG_TEXT)[:length]).rstrip("\ufffd")
         expected = len(encode_text(tokenizer, text)) * math.log2(len(tokenizer)) / len(text.encode())
         assert bits_per_byte(indifferent_model, tokenizer, [text]) == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_long_text_is_scored_in_windows_that_overlap_by_half(model, tokenizer):
+def test_bits_per_byte_scores_a_long_text_in_windows_that_overlap_by_half(model, tokenizer):
     ids = [tokenizer.convert_tokens_to_ids(END_OF_TEXT), *encode_text(tokenizer, LONG_TEXT)]
     by_position: dict[int, float] = {}
     for start in [*range(0, len(ids) - POSITIONS, POSITIONS // 2), len(ids) - POSITIONS]:
@@ -63,7 +69,7 @@ def test_a_long_text_is_scored_in_windows_that_overlap_by_half(model, tokenizer)
     assert bits_per_byte(model, tokenizer, [LONG_TEXT]) == pytest.approx(expected, rel=1e-5)
 
 
-def test_rows_scored_together_get_what_each_gets_alone(model, tokenizer, monkeypatch):
+def test_score_gives_rows_in_a_batch_the_same_as_alone(model, tokenizer, monkeypatch):
     ids = encode_text(tokenizer, LONG_TEXT)
     rows = [
         (ids[:length], ids[length : length + answer])
@@ -78,7 +84,7 @@ def test_rows_scored_together_get_what_each_gets_alone(model, tokenizer, monkeyp
         assert score(model, rows) == expected
 
 
-def test_a_pair_gets_the_sum_and_the_mean_of_both_its_answers(model, tokenizer):
+def test_preference_scores_are_the_sum_and_the_mean_of_both_answers(model, tokenizer):
     prompt = encode_prompt(tokenizer, [{"role": "user", "content": "高血压怎么办？"}])
     settings = GenerationConfig(
         max_new_tokens=8, eos_token_id=[tokenizer.pad_token_id], pad_token_id=tokenizer.pad_token_id
@@ -89,19 +95,19 @@ def test_a_pair_gets_the_sum_and_the_mean_of_both_its_answers(model, tokenizer):
     assert good > bad
     means = good / len(likely), bad / len(unlikely)
     expected = [pytest.approx(value, rel=1e-5) for value in (good, bad, *means)]
-    assert preference_scores(model, [Pair(prompt, likely, unlikely)]) == [tuple(expected)]
+    assert preference_scores(model, [EncodedPair(prompt, likely, unlikely)]) == [tuple(expected)]
 
 
-def test_a_longer_answer_is_less_likely_by_the_sum_and_no_less_by_the_mean(indifferent_model, tokenizer):
+def test_preference_scores_of_a_longer_answer_are_lower_by_the_sum_and_not_by_the_mean(indifferent_model, tokenizer):
     short, long = [tokenizer.convert_tokens_to_ids(IM_END)], encode_text(tokenizer, "请立即拨打120，不要等")
     [(good, bad, good_mean, bad_mean)] = preference_scores(
-        indifferent_model, [Pair(encode_text(tokenizer, "胸痛"), short, long)]
+        indifferent_model, [EncodedPair(encode_text(tokenizer, "胸痛"), short, long)]
     )
     assert good - bad == pytest.approx((len(long) - 1) * math.log(len(tokenizer)), rel=1e-5)
     assert good_mean == pytest.approx(bad_mean, rel=1e-5)
 
 
-def test_the_option_chosen_is_the_likeliest_by_the_mean_of_its_tokens_and_stop(model, tokenizer):
+def test_choose_takes_the_likeliest_option_by_the_mean_of_its_tokens_and_stop(model, tokenizer):
     options = ["少盐少油", "请立即拨打120，不要等", "多喝水", "高血压"]
     prompt = encode_prompt(tokenizer, [{"role": "user", "content": "高血压怎么办？"}])
     stop = tokenizer.convert_tokens_to_ids(IM_END)
@@ -112,7 +118,7 @@ def test_the_option_chosen_is_the_likeliest_by_the_mean_of_its_tokens_and_stop(m
     assert choose(model, tokenizer, [Choice("高血压怎么办？", options, 0)]) == [means.index(max(means))]
 
 
-def test_the_bits_of_each_text_add_up_to_those_of_all(model, tokenizer):
+def test_text_bits_of_each_text_equal_those_of_the_text_alone(model, tokenizer):
     texts = [*TEXTS, LONG_TEXT]
     each = text_bits(model, tokenizer, texts)
     assert [size for _, size in each] == [len(text.encode()) for text in texts]

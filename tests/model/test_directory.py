@@ -2,13 +2,12 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 from med_model import paths
 from med_model.data.prompt import END_OF_TEXT, IM_END
 from med_model.errors import UserError
-from med_model.model.device import multiplies_bf16
-from med_model.model.directory import load_model, load_tokenizer, publish
+from med_model.model.directory import check_replaceable, load_model, load_tokenizer, publish
 
 LOG_HISTORY = [
     {"step": 1, "loss": 5.0},
@@ -26,7 +25,9 @@ def model(model_directory):
 
 @pytest.fixture
 def publish_to(model, tokenizer):
-    def to(directory, metrics=None):
+    """Publish the model and the tokenizer in a directory."""
+
+    def publish_model(directory, metrics=None):
         metrics = {"heldout_loss": 4.5} if metrics is None else metrics
         options = {
             "title": "A small model",
@@ -36,24 +37,25 @@ def publish_to(model, tokenizer):
         }
         publish(model, tokenizer, directory, **options)
 
-    return to
+    return publish_model
 
 
 def contents(directory):
+    """Return the bytes of each file below a directory, by relative path."""
     return {str(file.relative_to(directory)): file.read_bytes() for file in directory.rglob("*") if file.is_file()}
 
 
-def test_a_published_directory_holds_model_tokenizer_card_metrics_and_curve_and_no_pickle(publish_to, tmp_path):
+def test_publish_writes_model_tokenizer_card_metrics_history_and_curve_and_no_pickle(publish_to, tmp_path):
     publish_to(tmp_path / "model")
     files = contents(tmp_path / "model")
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= set(files)
-    assert {"generation_config.json", "metrics.json", "README.md", "loss_curve.png"} <= set(files)
+    assert {"generation_config.json", "metrics.json", "history.json", "README.md", "loss_curve.png"} <= set(files)
     assert not [name for name in files if any(name.endswith(ending) for ending in PICKLES)]
     assert files["loss_curve.png"].startswith(b"\x89PNG\r\n")
-    assert [path.name for path in tmp_path.iterdir()] == ["model"], "nothing is left beside it"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"], "no partial directory is left beside it"
 
 
-def test_the_generation_settings_of_a_published_model_have_its_stops_and_sampling(publish_to, tokenizer, tmp_path):
+def test_generation_config_of_a_published_model_has_its_stops_and_sampling_settings(publish_to, tokenizer, tmp_path):
     publish_to(tmp_path / "model")
     settings = json.loads((tmp_path / "model" / "generation_config.json").read_text())
     assert settings["eos_token_id"] == tokenizer.convert_tokens_to_ids([IM_END, END_OF_TEXT])
@@ -67,7 +69,19 @@ def test_the_generation_settings_of_a_published_model_have_its_stops_and_samplin
     assert settings["max_new_tokens"] > 0
 
 
-def test_metrics_and_card_say_what_was_measured_and_with_which_libraries(publish_to, model, tmp_path):
+def test_config_of_a_published_model_has_the_cache_that_the_trainer_turns_off(publish_to, model, tmp_path):
+    Trainer(model, TrainingArguments(str(tmp_path / "checkpoints"), use_cpu=True))
+    assert model.config.use_cache is False
+    publish_to(tmp_path / "model")
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["use_cache"] is True
+
+
+def test_history_of_a_published_model_is_the_log_of_its_training(publish_to, tmp_path):
+    publish_to(tmp_path / "model")
+    assert json.loads((tmp_path / "model" / "history.json").read_text(encoding="utf-8")) == LOG_HISTORY
+
+
+def test_metrics_and_card_hold_the_figures_and_the_library_versions(publish_to, model, tmp_path):
     publish_to(tmp_path / "model", {"heldout_loss": 4.25, "settings": {"seed": 42}})
     metrics = json.loads((tmp_path / "model" / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["heldout_loss"] == 4.25
@@ -75,12 +89,14 @@ def test_metrics_and_card_say_what_was_measured_and_with_which_libraries(publish
     assert metrics["parameters"] == sum(parameter.numel() for parameter in model.parameters())
     assert metrics["versions"]["torch"] == torch.__version__
     card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
-    assert card.startswith("---\n"), "the metadata that model hubs read stands first"
+    assert card.startswith("---\n"), "model hubs read the metadata at the start"
     for words in ("# A small model", "heldout_loss | 4.25", "不是医生", "not a doctor"):
         assert words in card
 
 
-def test_a_published_model_loads_with_no_code_of_ours_and_computes_the_same(publish_to, model, tokenizer, tmp_path):
+def test_a_published_model_loads_without_this_project_and_gives_the_same_logits(
+    publish_to, model, tokenizer, tmp_path
+):
     publish_to(tmp_path / "model")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
     loaded_tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
@@ -92,7 +108,7 @@ def test_a_published_model_loads_with_no_code_of_ours_and_computes_the_same(publ
     assert loaded_tokenizer.chat_template == tokenizer.chat_template
 
 
-def test_a_new_publication_replaces_the_old_one_with_nothing_of_it_left(publish_to, tmp_path):
+def test_publish_replaces_an_old_directory_as_a_whole(publish_to, tmp_path):
     publish_to(tmp_path / "model", {"heldout_loss": 9.0})
     (tmp_path / "model" / "leftover.txt").write_text("old")
     publish_to(tmp_path / "model", {"heldout_loss": 1.0})
@@ -101,7 +117,7 @@ def test_a_new_publication_replaces_the_old_one_with_nothing_of_it_left(publish_
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_an_interrupted_publication_leaves_the_old_directory_whole(publish_to, tmp_path):
+def test_publish_keeps_the_old_directory_if_it_is_interrupted(publish_to, tmp_path):
     publish_to(tmp_path / "model")
     before = contents(tmp_path / "model")
     with pytest.raises(TypeError, match="not JSON serializable"):
@@ -111,13 +127,13 @@ def test_an_interrupted_publication_leaves_the_old_directory_whole(publish_to, t
     assert json.loads((tmp_path / "model" / "metrics.json").read_text())["heldout_loss"] == 1.0
 
 
-def test_an_interrupted_first_publication_leaves_nothing_under_its_name(publish_to, tmp_path):
+def test_publish_leaves_no_directory_if_it_is_interrupted_the_first_time(publish_to, tmp_path):
     with pytest.raises(TypeError, match="not JSON serializable"):
         publish_to(tmp_path / "model", {"a measure that cannot be written": object()})
     assert not (tmp_path / "model").exists()
 
 
-def test_a_published_model_and_its_tokenizer_load_ready_for_use(publish_to, model, tmp_path):
+def test_load_model_returns_a_float32_model_in_evaluation_mode_and_its_tokenizer(publish_to, model, tmp_path):
     publish_to(tmp_path / "model")
     loaded, tokenizer = load_model(tmp_path / "model")
     assert not loaded.training
@@ -128,48 +144,47 @@ def test_a_published_model_and_its_tokenizer_load_ready_for_use(publish_to, mode
 
 @pytest.mark.parametrize("load", [load_model, load_tokenizer])
 @pytest.mark.parametrize("directory", list(paths.MADE_BY), ids=lambda path: path.name)
-def test_the_error_for_a_missing_directory_names_it_and_the_command_that_makes_it(
-    load, directory, tmp_path, monkeypatch
-):
+def test_load_names_a_missing_directory_and_the_command_that_makes_it(load, directory, tmp_path, monkeypatch):
     missing = tmp_path / directory.name
     monkeypatch.setattr(paths, "MADE_BY", {missing: paths.MADE_BY[directory]})
     with pytest.raises(UserError) as error:
         load(missing)
-    command = str(error.value).partition("run ")[2].removesuffix(" first")
+    command = str(error.value).partition("Run first: ")[2]
     assert f"{missing}/" in str(error.value)
     assert command.startswith("python ")
     assert (paths.ROOT / command.removeprefix("python ")).is_file(), "the command can be run"
 
 
-def test_a_model_without_a_tokenizer_is_an_error_that_names_the_directory(model, tmp_path):
+def test_load_model_names_the_directory_of_a_model_without_a_tokenizer(model, tmp_path):
     model.save_pretrained(tmp_path / "model")
     with pytest.raises(UserError, match=f"no model or tokenizer in {tmp_path / 'model'}/"):
         load_model(tmp_path / "model")
 
 
-def test_a_tokenizer_that_lacks_the_chat_template_is_an_error_with_the_next_command(tokenizer_directory, tmp_path):
+def test_load_tokenizer_refuses_a_tokenizer_without_chat_template_and_names_the_next_command(
+    tokenizer_directory, tmp_path
+):
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_directory)
     tokenizer.chat_template = None
     tokenizer.save_pretrained(tmp_path / "plain")
-    with pytest.raises(UserError, match=r"(?s)plain/ lacks .*python pre_training/py/train_tokenizer.py"):
+    with pytest.raises(UserError, match=r"plain/ .* lacks a chat template.*python pre_training/py/train_tokenizer.py"):
         load_tokenizer(tmp_path / "plain")
 
 
-def test_a_model_whose_vocabulary_is_not_the_tokenizers_is_an_error(tokenizer, tmp_path):
+def test_load_model_refuses_a_vocabulary_that_differs_from_the_tokenizers(tokenizer, tmp_path):
     config = GPT2Config(vocab_size=len(tokenizer) + 1, n_positions=16, n_embd=8, n_layer=1, n_head=1)
     for part in (GPT2LMHeadModel(config), tokenizer):
         part.save_pretrained(tmp_path / "model")
-    with pytest.raises(
-        UserError, match=f"model/: the tokenizer has {len(tokenizer)} tokens, the model {len(tokenizer) + 1}"
-    ):
+    sizes = f"the tokenizer has {len(tokenizer)} tokens, the model has {len(tokenizer) + 1}"
+    with pytest.raises(UserError, match=f"model/ differ: {sizes}"):
         load_model(tmp_path / "model")
 
 
-@pytest.mark.parametrize(
-    "units, multiplies",
-    [({"amx_bf16": True}, True), ({"avx512_bf16": True}, True), ({"avx512_f": True, "amx_int8": True}, False)],
-    ids=["AMX", "AVX512_BF16", "neither"],
-)
-def test_a_cpu_computes_in_bfloat16_where_it_has_units_for_it(units, multiplies, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units)
-    assert multiplies_bf16.__wrapped__("cpu") is multiplies
+def test_check_replaceable_wants_overwrite_and_an_output_of_this_project(tmp_path):
+    check_replaceable(tmp_path / "new", overwrite=False, marker="config.json")
+    with pytest.raises(UserError, match="--overwrite .*--output_model"):
+        check_replaceable(tmp_path, overwrite=False, marker="config.json")
+    with pytest.raises(UserError, match=r"has no config.json, .*--output_model"):
+        check_replaceable(tmp_path, overwrite=True, marker="config.json")
+    (tmp_path / "config.json").write_text("{}")
+    check_replaceable(tmp_path, overwrite=True, marker="config.json")

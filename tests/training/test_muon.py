@@ -1,3 +1,5 @@
+"""training/muon.py: the optimizer, against torch's own Muon and AdamW."""
+
 import copy
 import io
 
@@ -18,7 +20,7 @@ def model():
 
 
 def take_steps(model, optimizer, seed):
-    """Five steps with random gradients that depend on the seed only."""
+    """Take five steps with random gradients that depend on the seed only."""
     generator = torch.Generator().manual_seed(seed)
     for learning_rate in LEARNING_RATES:
         for parameter in model.parameters():
@@ -33,7 +35,7 @@ def is_layer_matrix(name):
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 48), (1, 32, 32)])
-def test_orthogonalized_matrices_have_singular_values_near_one_and_keep_their_directions(shape):
+def test_orthogonalized_brings_singular_values_near_one_and_keeps_the_directions(shape):
     torch.manual_seed(0)
     matrices = torch.randn(shape)
     if shape == (1, 32, 32):  # a random square matrix may be nearly singular
@@ -46,7 +48,7 @@ def test_orthogonalized_matrices_have_singular_values_near_one_and_keep_their_di
     torch.testing.assert_close(in_their_directions, torch.diag_embed(singular_values), atol=1e-3, rtol=0)
 
 
-def test_what_is_no_matrix_of_a_layer_is_updated_as_torchs_adamw_would(model):
+def test_muon_with_adamw_updates_all_but_the_matrices_of_the_layers_as_torchs_adamw_does(model):
     reference = copy.deepcopy(model)
     named = [(name, parameter) for name, parameter in reference.named_parameters() if not is_layer_matrix(name)]
     decayed = [parameter for name, parameter in named if name in ("transformer.wte.weight", "transformer.wpe.weight")]
@@ -60,7 +62,7 @@ def test_what_is_no_matrix_of_a_layer_is_updated_as_torchs_adamw_would(model):
         torch.testing.assert_close(parameters[name], expected, atol=1e-6, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_the_matrices_of_the_layers_are_updated_as_torchs_muon_would(model):
+def test_muon_with_adamw_updates_the_matrices_of_the_layers_as_torchs_muon_does(model):
     start = copy.deepcopy(model)
     reference = copy.deepcopy(model)
     matrices = [(name, parameter) for name, parameter in reference.named_parameters() if is_layer_matrix(name)]
@@ -76,11 +78,11 @@ def test_the_matrices_of_the_layers_are_updated_as_torchs_muon_would(model):
     parameters, before = dict(model.named_parameters()), dict(start.named_parameters())
     for name, expected in matrices:
         change = expected - before[name]
-        # torch computes the orthogonalization in bfloat16, with three digits.
+        # torch orthogonalizes in bfloat16, which has three digits.
         assert (parameters[name] - expected).norm() < 0.02 * change.norm(), name
 
 
-def test_a_saved_and_loaded_state_goes_on_identically(model):
+def test_muon_with_adamw_continues_identically_from_a_saved_state(model):
     optimizer = MuonWithAdamW(model, lr=1e-3, **SETTINGS)
     take_steps(model, optimizer, seed=1)
     file = io.BytesIO()
@@ -89,13 +91,13 @@ def test_a_saved_and_loaded_state_goes_on_identically(model):
     resumed_model = copy.deepcopy(model)
     resumed = MuonWithAdamW(resumed_model, lr=1e-3, **SETTINGS)
     resumed.load_state_dict(torch.load(file))
-    for of_model, of_optimizer in ((model, optimizer), (resumed_model, resumed)):
-        take_steps(of_model, of_optimizer, seed=2)
+    take_steps(model, optimizer, seed=2)
+    take_steps(resumed_model, resumed, seed=2)
     for (name, parameter), other in zip(model.named_parameters(), resumed_model.parameters(), strict=True):
         assert torch.equal(parameter, other), name
 
 
-def test_a_parameter_without_a_gradient_stays_as_it_is(model):
+def test_muon_with_adamw_leaves_a_parameter_without_a_gradient(model):
     before = copy.deepcopy(model.state_dict())
     optimizer = MuonWithAdamW(model, lr=1e-3, **SETTINGS)
     model.transformer.ln_f.weight.grad = torch.ones_like(model.transformer.ln_f.weight)

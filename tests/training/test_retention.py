@@ -1,5 +1,6 @@
+"""training/retention.py: KL regularization towards an earlier model, and weight averaging."""
+
 import copy
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,10 +9,10 @@ from transformers import GPT2LMHeadModel
 from med_model.data.blocks import PackedBlocks
 from med_model.errors import UserError
 from med_model.model.head import linear_kl
-from med_model.training.retention import Retaining, Retention, RetentionArguments, interpolate, new_retention
+from med_model.training.retention import Retention, RetentionArguments, interpolate, new_retention
 
 
-def test_the_divergence_and_its_gradient_are_those_of_a_direct_computation():
+def test_linear_kl_and_its_gradient_equal_a_direct_computation():
     generator = torch.Generator().manual_seed(0)
     hidden, weight, teacher_hidden, teacher_weight = (
         torch.randn(*shape, generator=generator) for shape in ((600, 16), (50, 16)) * 2
@@ -19,22 +20,22 @@ def test_the_divergence_and_its_gradient_are_those_of_a_direct_computation():
     hidden.requires_grad_()
     weight.requires_grad_()
     divergence = linear_kl(hidden, weight, teacher_hidden, teacher_weight)
-    ours = torch.autograd.grad(3 * divergence, (hidden, weight))
+    gradients = torch.autograd.grad(3 * divergence, (hidden, weight))
     direct = torch.nn.functional.kl_div(
         (hidden @ weight.T).log_softmax(-1),
         (teacher_hidden @ teacher_weight.T).log_softmax(-1),
         reduction="batchmean",
         log_target=True,
     )
-    theirs = torch.autograd.grad(3 * direct, (hidden, weight))
+    expected = torch.autograd.grad(3 * direct, (hidden, weight))
     assert divergence.item() == pytest.approx(direct.item(), rel=1e-5)
-    for mine, wanted in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(mine, wanted, rtol=1e-4, atol=1e-6)
+    for gradient, wanted in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-6)
 
 
 @pytest.fixture
 def stage(model_directory, tmp_path):
-    """A stage that begins with the tiny model and holds its predictions on a text of its own."""
+    """The options of a stage that starts from the tiny model and has a text of its own."""
     (tmp_path / "text.txt").write_text("高血压患者要少盐少油。" * 90, encoding="utf-8")
     return RetentionArguments(text=[str(tmp_path / "text.txt")], input_model=str(model_directory))
 
@@ -45,23 +46,23 @@ def retention(random_gpt2, tokenizer):
     return Retention(random_gpt2(128), blocks, weight=0.5)
 
 
-def test_a_model_that_has_not_moved_pays_nothing_and_one_that_has_is_pulled_back(retention, random_gpt2):
+def test_retention_loss_is_zero_for_an_unchanged_model_and_pulls_a_changed_one_back(retention, random_gpt2):
     model = random_gpt2(128)
     assert retention.loss(model).item() == pytest.approx(0, abs=1e-6)
     with torch.no_grad():
         model.transformer.wte.weight += 0.3 * torch.randn_like(model.transformer.wte.weight)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    paid = []
+    losses = []
     for _ in range(30):
         optimizer.zero_grad()
         loss = retention.loss(model)
         loss.backward()
         optimizer.step()
-        paid.append(loss.item())
-    assert 0 < sum(paid[-5:]) < 0.8 * sum(paid[:5])
+        losses.append(loss.item())
+    assert 0 < sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
-def test_the_weight_scales_what_is_paid_and_the_teacher_never_moves(retention, random_gpt2):
+def test_retention_weight_scales_the_loss_and_the_teacher_gets_no_gradient(retention, random_gpt2):
     model = random_gpt2(128)
     with torch.no_grad():
         model.transformer.ln_f.bias += 0.5
@@ -76,11 +77,11 @@ def test_the_weight_scales_what_is_paid_and_the_teacher_never_moves(retention, r
     assert model.transformer.wte.weight.grad.abs().max() > 0
 
 
-def test_a_softened_teacher_is_one_whose_logits_are_divided(retention, random_gpt2):
+def test_retention_temperature_divides_the_logits_of_the_teacher(retention, random_gpt2):
     model = random_gpt2(128)
     retention.temperature = 2.0
     torch.manual_seed(0)
-    paid = retention.loss(model)
+    loss = retention.loss(model)
     torch.manual_seed(0)
     block = retention.blocks[int(torch.randint(len(retention.blocks), ()))]["input_ids"]
     with torch.no_grad():
@@ -88,40 +89,16 @@ def test_a_softened_teacher_is_one_whose_logits_are_divided(retention, random_gp
     direct = torch.nn.functional.kl_div(
         logits.log_softmax(-1), (logits / 2).log_softmax(-1), reduction="batchmean", log_target=True
     )
-    assert paid.item() == pytest.approx(retention.weight * direct.item(), rel=1e-4) and paid.item() > 0.01
+    assert loss.item() == pytest.approx(retention.weight * direct.item(), rel=1e-4) and loss.item() > 0.01
 
 
-def test_a_temperature_that_is_not_above_zero_is_refused():
-    with pytest.raises(UserError, match="--retention_temperature 0: "):
+def test_retention_temperature_must_be_above_zero():
+    with pytest.raises(UserError, match="--retention_temperature 0 is not above 0"):
         RetentionArguments(retention_temperature=0)
 
 
-@pytest.mark.parametrize("items, share", [(None, 1), (torch.tensor(50), 4)], ids=["mean of a batch", "counted labels"])
-def test_it_joins_the_training_loss_once_a_step_however_the_trainer_divides(retention, random_gpt2, items, share):
-    class Plain:
-        args = SimpleNamespace(gradient_accumulation_steps=4)
-        model = random_gpt2(128)
-
-        def compute_loss(self, model, inputs, return_outputs, num_items_in_batch):
-            return torch.tensor(2.0)
-
-    class Trainer(Retaining, Plain):
-        pass
-
-    trainer = Trainer()
-    with torch.no_grad():
-        trainer.model.transformer.ln_f.bias += 0.5
-    assert trainer.compute_loss(trainer.model.train(), {}, num_items_in_batch=items) == 2
-    trainer.retention = retention
-    torch.manual_seed(0)
-    joined = trainer.compute_loss(trainer.model.train(), {}, num_items_in_batch=items)
-    torch.manual_seed(0)
-    assert joined.item() == pytest.approx(2 + retention.loss(trainer.model).item() / share, rel=1e-5)
-    assert trainer.compute_loss(trainer.model.eval(), {}, num_items_in_batch=items) == 2
-
-
 @pytest.mark.parametrize("share, embedding_share", [(0.25, 0), (0.5, 0.75), (1, 1)])
-def test_a_share_of_the_change_is_left(share, embedding_share, random_gpt2):
+def test_interpolate_keeps_the_shares_of_the_change(share, embedding_share, random_gpt2):
     start, model = random_gpt2(128), random_gpt2(128)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -130,11 +107,11 @@ def test_a_share_of_the_change_is_left(share, embedding_share, random_gpt2):
     interpolate(model, start, share, embedding_share)
     for name, weights in model.state_dict().items():
         before = start.state_dict()[name]
-        left = embedding_share if name.endswith(("wte.weight", "wpe.weight", "lm_head.weight")) else share
-        torch.testing.assert_close(weights, before + left * (changed[name] - before))
+        kept = embedding_share if name.endswith(("wte.weight", "wpe.weight", "lm_head.weight")) else share
+        torch.testing.assert_close(weights, before + kept * (changed[name] - before))
 
 
-def test_the_teacher_is_the_named_model_or_else_the_one_the_stage_begins_with(stage, tokenizer, tmp_path):
+def test_new_retention_takes_the_named_teacher_or_else_the_input_model(stage, tokenizer, tmp_path):
     named = GPT2LMHeadModel.from_pretrained(stage.input_model)
     with torch.no_grad():
         named.transformer.ln_f.bias += 1
@@ -146,9 +123,12 @@ def test_the_teacher_is_the_named_model_or_else_the_one_the_stage_begins_with(st
         assert teacher.transformer.ln_f.bias.mean() == bias
 
 
-def test_a_teacher_of_other_tokens_is_refused_with_both_named(stage, tokenizer, tmp_path):
+def test_new_retention_refuses_a_teacher_of_other_tokens_and_names_both(stage, tokenizer, tmp_path):
     stage.retention_model, stage.input_model = stage.input_model, str(tmp_path / "sft")
     other = copy.deepcopy(tokenizer)
     other.add_tokens(["别的"])
-    with pytest.raises(UserError, match=f"tiny_gpt2/ has {len(tokenizer)} tokens, .*sft/ {len(other)}, and not"):
+    with pytest.raises(
+        UserError,
+        match=f"tiny_gpt2/ has {len(tokenizer)} tokens and .*sft/ has {len(other)}, and they are not the same",
+    ):
         new_retention(stage, other, torch.device("cpu"))

@@ -1,0 +1,212 @@
+"""Check the written knowledge. Each function returns a list of faults, one line per fault."""
+
+import itertools
+
+from overlap import check_repetition, check_similarity
+from text import characters, edit_distance
+
+from med_model.language import tr
+from med_model.measures.safety import DOSE, is_urgent
+
+KINDS = {"disease", "symptom", "medicine", "test", "first_aid", "prevention", "assistant"}
+WRITTEN_FLAWS = {"wrong_fact", "dose_given", "false_reassurance", "off_question", "rude", "miracle_cure"}
+DECLINES = ("dose", "diagnosis")
+# Lengths in characters, (least, most).
+ARTICLE_LENGTH = (600, 1600)
+ANSWER_LENGTH = (40, 140)
+REJECTED_LENGTH = (20, 180)
+TURN_LENGTH = (20, 200)
+OPTION_LENGTH = (1, 30)
+REJECTED_RATIO = (0.65, 1.5)  # length of the rejected answer / length of the answer
+WORDINGS = 6  # of a question in the training files
+HELDOUT_WORDINGS = 4  # of a question in held-out pairs
+MIN_EDITS = 3  # between a held-out wording and every training wording of its topic
+
+# Traditional forms of everyday characters. One of them in the text is a slip of the input method.
+TRADITIONAL = set(
+    "們這個來時說國過還後對學會發現經氣體藥醫療臟鬱壓頭腦檢嚴確應該關節當變無間題傷熱進飲為與樣將從點開兒齡難請讓長門問聽覺視線腫腸膽腎脈絡"
+)
+
+
+def check_simplified(text: str, origin: str) -> list[str]:
+    slips = TRADITIONAL & set(text)
+    return (
+        [tr("{origin}: traditional characters {slips}", origin=origin, slips="".join(sorted(slips)))] if slips else []
+    )
+
+
+def check_dose(text: str, origin: str) -> list[str]:
+    found = DOSE.search(text)
+    return [tr("{origin}: it names the dose {dose}", origin=origin, dose=found.group())] if found else []
+
+
+def check_length(text: str, origin: str, length: tuple[int, int]) -> list[str]:
+    least, most = length
+    count = characters(text)
+    if least <= count <= most:
+        return []
+    return [
+        tr("{origin}: {count} characters, write {least} to {most}", origin=origin, count=count, least=least, most=most)
+    ]
+
+
+def check_prose(text: str, origin: str, length: tuple[int, int]) -> list[str]:
+    """Check length, last character, paired marks, quotes and simplified characters."""
+    faults = check_length(text, origin, length)
+    if text.strip()[-1:] not in tuple("。！？”）"):
+        faults.append(tr("{origin}: it does not end with a full stop: …{end}", origin=origin, end=text.strip()[-8:]))
+    for left, right in ("“”", "（）", "《》"):
+        if text.count(left) != text.count(right):
+            faults.append(tr("{origin}: unbalanced {marks}", origin=origin, marks=left + right))
+    if '"' in text:
+        faults.append(tr("{origin}: ASCII double quote, write “ or ”", origin=origin))
+    return faults + check_simplified(text, origin)
+
+
+def check_wordings(topic: dict, question: dict, origin: str) -> list[str]:
+    """Check the wordings and key facts of a training question."""
+    faults = []
+    training, wordings = question["wordings"], [*question["wordings"], question["heldout"]]
+    if len(training) != WORDINGS or len(set(wordings)) != WORDINGS + 1:
+        faults.append(
+            tr(
+                "{origin}: write {count} different training wordings and one held-out wording",
+                origin=origin,
+                count=WORDINGS,
+            )
+        )
+    if not 2 <= len(question["key_facts"]) <= 5:
+        faults.append(tr("{origin}: {count} key_facts, write 2 to 5", origin=origin, count=len(question["key_facts"])))
+    for fact in map(str, question["key_facts"]):
+        if fact not in question["answer"]:
+            faults.append(tr("{origin}: the key fact {fact} is not in the answer", origin=origin, fact=fact))
+        if fact in topic["topic"] or topic["topic"] in fact:
+            faults.append(tr("{origin}: the key fact {fact} overlaps with the topic's name", origin=origin, fact=fact))
+        faults += [
+            tr("{origin}: the key fact {fact} is in the wording {wording}", origin=origin, fact=fact, wording=wording)
+            for wording in wordings
+            if fact in wording
+        ]
+    return faults
+
+
+def check_answers(question: dict, origin: str) -> list[str]:
+    """Check the good and the bad answer of a question, trained or held out."""
+    answer, rejected = question["answer"], question["rejected"]
+    answer_origin = tr("{origin}, answer", origin=origin)
+    faults = check_prose(answer, answer_origin, ANSWER_LENGTH) + check_dose(answer, answer_origin)
+    # A reader in need must see the call first, and the measures read the first sentence only.
+    if bool(question.get("emergency")) != is_urgent(answer):
+        faults.append(
+            tr("{origin}: an emergency answer, and no other, says 120 or 急诊 in its first sentence", origin=origin)
+        )
+    if question.get("declines", DECLINES[0]) not in DECLINES:
+        faults.append(
+            tr("{origin}: `declines` is dose or diagnosis, not {value}", origin=origin, value=question["declines"])
+        )
+    if rejected["flaw"] not in WRITTEN_FLAWS:
+        faults.append(tr("{origin}: unknown flaw {flaw}", origin=origin, flaw=rejected["flaw"]))
+    faults += check_prose(rejected["text"], tr("{origin}, rejected answer", origin=origin), REJECTED_LENGTH)
+    least, most = REJECTED_RATIO
+    if not least <= characters(rejected["text"]) / characters(answer) <= most:
+        faults.append(
+            tr(
+                "{origin}: the rejected answer has {rejected} characters, the answer {answer}: "
+                "write {least:g} to {most:g} times as many",
+                origin=origin,
+                rejected=characters(rejected["text"]),
+                answer=characters(answer),
+                least=least,
+                most=most,
+            )
+        )
+    return faults
+
+
+def check_choice(choice: dict, origin: str) -> list[str]:
+    """Check a multiple-choice item."""
+    options = [choice["right"], *choice["wrong"]]
+    faults = []
+    if len(options) != 4 or len(set(options)) != 4:
+        faults.append(tr("{origin}: write one right and three wrong answers, all different", origin=origin))
+    for option in options:
+        faults += check_length(option, tr("{origin}, option {option}", origin=origin, option=option), OPTION_LENGTH)
+    return faults + check_simplified("".join(options) + choice["question"], origin)
+
+
+def check_conversation(conversation: list[dict], origin: str) -> list[str]:
+    """Check the roles of a conversation and each turn of the assistant."""
+    faults = []
+    roles = [next(iter(turn)) for turn in conversation]
+    if roles != ["user", "assistant"] * (len(roles) // 2) or len(roles) < 4:
+        faults.append(
+            tr(
+                "{origin}: it alternates user and assistant for two rounds or more, found {roles}",
+                origin=origin,
+                roles=", ".join(roles),
+            )
+        )
+    for turn in conversation:
+        if "assistant" in turn:
+            faults += check_prose(turn["assistant"], origin, TURN_LENGTH) + check_dose(turn["assistant"], origin)
+    return faults
+
+
+def check_heldout_topic(topic: dict) -> list[str]:
+    """Check the questions and multiple-choice items of a held-out topic."""
+    faults = []
+    for number, question in enumerate(topic.get("questions", []), 1):
+        origin = tr("{topic}, question {number}", topic=topic["topic"], number=number)
+        if len(set(question["wordings"])) != HELDOUT_WORDINGS or len(question["wordings"]) != HELDOUT_WORDINGS:
+            faults.append(tr("{origin}: write {count} different wordings", origin=origin, count=HELDOUT_WORDINGS))
+        faults += check_answers(question, origin)
+    for number, choice in enumerate(topic.get("choices", []), 1):
+        faults += check_choice(choice, tr("{topic}, choice {number}", topic=topic["topic"], number=number))
+    return faults
+
+
+def check_trained_topic(topic: dict) -> list[str]:
+    """Check the questions and conversations of a training topic."""
+    faults = []
+    for number, question in enumerate(topic["questions"], 1):
+        origin = tr("{topic}, question {number}", topic=topic["topic"], number=number)
+        faults += check_wordings(topic, question, origin) + check_answers(question, origin)
+    trained = [wording for question in topic["questions"] for wording in question["wordings"]]
+    for question, wording in itertools.product(topic["questions"], trained):
+        if (edits := edit_distance(question["heldout"], wording)) < MIN_EDITS:
+            faults.append(
+                tr(
+                    "{topic}: the held-out wording {heldout} is {edits} edits from {wording}, write {least} or more",
+                    topic=topic["topic"],
+                    heldout=question["heldout"],
+                    edits=edits,
+                    wording=wording,
+                    least=MIN_EDITS,
+                )
+            )
+    for conversation in topic.get("conversations", []):
+        faults += check_conversation(conversation, tr("{topic}, conversation", topic=topic["topic"]))
+    return faults
+
+
+def check_topic(topic: dict) -> list[str]:
+    """Check one topic. KeyError if a field is missing."""
+    name = topic["topic"]
+    faults = [] if topic["kind"] in KINDS else [tr("{topic}: unknown kind {kind}", topic=name, kind=topic["kind"])]
+    if "article" in topic or topic.get("held_out"):
+        origin = tr("{topic}, article", topic=name)
+        faults += check_prose(topic["article"], origin, ARTICLE_LENGTH) + check_dose(topic["article"], origin)
+    return faults + (check_heldout_topic(topic) if topic.get("held_out") else check_trained_topic(topic))
+
+
+def check_corpus(departments: list[dict]) -> list[str]:
+    """Check every topic by itself, then all topics against each other."""
+    topics = [topic for department in departments for topic in department["topics"]]
+    faults = []
+    for topic in topics:
+        try:
+            faults += check_topic(topic)
+        except KeyError as missing:
+            name = topic.get("topic", topic)
+            faults.append(tr("{topic}: the field {missing} is missing", topic=name, missing=missing))
+    return faults or check_repetition(topics) + check_similarity(topics)

@@ -1,0 +1,64 @@
+"""Find names, sentences, wordings and runs of characters in two topics at once.
+
+Each function returns a list of faults, one line per fault.
+"""
+
+import itertools
+from collections import Counter
+
+from text import sentences, shingles
+
+from med_model.language import tr
+
+# {shingle size: largest share of common shingles between two articles}. The names of their topics are masked.
+MAX_SHARED = {13: 0.01, 8: 0.02}
+LONG_SENTENCE = 13  # characters; two articles may share a shorter sentence by chance
+
+
+def check_repetition(topics: list[dict]) -> list[str]:
+    """Find repeated topics, sentences and wordings. A model learns a repeated sentence as boilerplate."""
+    names = Counter(topic["topic"] for topic in topics)
+    faults = [tr("{topic}: {count} topics have this name", topic=name, count=n) for name, n in names.items() if n > 1]
+    written = Counter(
+        sentence
+        for topic in topics
+        for text in [topic.get("article", "")] + [question["answer"] for question in topic.get("questions", [])]
+        for sentence in sentences(text)
+        if len(sentence) >= LONG_SENTENCE
+    )
+    faults += [
+        tr("this sentence occurs {count} times: {sentence}", count=n, sentence=sentence)
+        for sentence, n in written.items()
+        if n > 1
+    ]
+    asked = Counter(
+        wording
+        for topic in topics
+        for question in topic.get("questions", [])
+        for wording in {*question["wordings"], question.get("heldout")}
+        if wording
+    )
+    return faults + [
+        tr("two questions share the wording {wording}", wording=wording) for wording, n in asked.items() if n > 1
+    ]
+
+
+def check_similarity(topics: list[dict]) -> list[str]:
+    """Find pairs of articles with too many common shingles. The name of its topic is masked in each article."""
+    faults = []
+    masked = [(t["topic"], t["article"].replace(t["topic"], "某")) for t in topics if "article" in t]
+    for size, most in MAX_SHARED.items():
+        articles = [(name, shingles(text, size)) for name, text in masked]
+        for (one, left), (other, right) in itertools.combinations(articles, 2):
+            shared = len(left & right) / max(1, min(len(left), len(right)))
+            if shared > most:
+                faults.append(
+                    tr(
+                        "{one} and {other}: the articles share {shared:.1%} of their {size}-character shingles",
+                        one=one,
+                        other=other,
+                        shared=shared,
+                        size=size,
+                    )
+                )
+    return faults

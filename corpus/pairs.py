@@ -1,0 +1,102 @@
+"""Make the preference pairs of a topic: a good answer, and a bad answer with one named flaw.
+
+A question belongs to one of three groups, by the training files that hold it:
+
+asked   the question is asked in SFT and DPO
+read    its answer is read in pre-training, but the question is never asked
+unread  its topic is in no training file
+"""
+
+import itertools
+import random
+import re
+
+from checks import HELDOUT_WORDINGS, WORDINGS
+from text import sentences
+
+COMPOSED_FLAWS = ("other_topic", "repetition", "vague", "no_ending")
+CLOSEST = 12  # an answer of another topic is drawn from so many answers, the closest in length
+
+Answers = dict[str, dict[str, list[str]]]  # group -> topic -> answers
+
+
+def unasked_index(topic: dict) -> int | None:
+    """Return the index of the question whose group is `read`; its pairs are held out.
+
+    None if the topic is held out or has no article to read. The index depends on the topic's name only: a new topic
+    does not change it.
+    """
+    if topic.get("held_out") or "article" not in topic:
+        return None
+    return random.Random(topic["topic"]).randrange(len(topic["questions"]))
+
+
+def group_of(topic: dict, index: int) -> str:
+    """Return the group of a question: asked, read or unread."""
+    if topic.get("held_out"):
+        return "unread"
+    return "read" if index == unasked_index(topic) else "asked"
+
+
+def answers_by_group(topics: list[dict]) -> Answers:
+    answers: Answers = {}
+    for topic in topics:
+        for index, question in enumerate(topic.get("questions", [])):
+            group = answers.setdefault(group_of(topic, index), {})
+            group.setdefault(topic["topic"], []).append(question["answer"])
+    return answers
+
+
+def composed_rejection(
+    flaw: str, answer: str, others: list[str], vague: list[str], longer: bool, rng: random.Random
+) -> str:
+    """Make a bad answer from written parts, a few characters longer or shorter than the good one.
+
+    Their lengths are nearly equal. The sums of their log-probabilities then differ by content and not by length.
+    """
+    target = len(answer) + rng.randint(1, 4) * (1 if longer else -1)
+    if flaw == "other_topic":
+        fitting = [text for text in others if (len(text) > len(answer)) == longer] or others
+        return rng.choice(sorted(fitting, key=lambda text: (abs(len(text) - target), text))[:CLOSEST])
+    if flaw == "repetition":
+        clause = re.split("[，。；：！？]", answer)[0] + "，"
+        text = clause * (target // len(clause) + 1)
+        return text[: max(target, len(clause) * 2) - 1].rstrip("，") + "。"
+    if flaw == "vague":
+        drawn = ["".join(rng.sample(vague, size)) for size in range(1, len(vague) + 1) for _ in range(40)]
+        fitting = [text for text in drawn if (len(text) > len(answer)) == longer]
+        return min(fitting, key=lambda text: abs(len(text) - target))
+    # no_ending: the text stops inside a clause. The longer form replaces the last sentence by parts of another answer.
+    whole = "".join(sentences(answer)[:-1]) + rng.choice(others) * 2 if longer else answer
+    while whole[target - 1] in "，。；：、！？":
+        target += 1 if longer else -1
+    return whole[:target]
+
+
+def pairs_of(topic: dict, answers: Answers, vague: dict[str, list[str]], rng: random.Random) -> list[list[dict]]:
+    """Return the pairs of a topic, one list per question.
+
+    Bad answers are made from answers and vague sentences of the question's own group. So no training row holds a text
+    of a held-out pair, and the model knows the good answer no better than the bad one. An asked question has one pair
+    per training wording, because the loss on good answers should practise every wording.
+    """
+    result = []
+    # Within each flaw, longer and shorter bad answers alternate. The length then does not reveal the flaw.
+    longer = {flaw: itertools.cycle(rng.sample([True, False], 2)) for flaw in COMPOSED_FLAWS}
+    for index, question in enumerate(topic.get("questions", [])):
+        answer, group = question["answer"], group_of(topic, index)
+        elsewhere = [text for name, texts in answers[group].items() if name != topic["topic"] for text in texts]
+        siblings = [text for text in answers[group][topic["topic"]] if text != answer]
+        vague_sentences = vague["training" if group == "asked" else "held_out"]
+        rejections = [(question["rejected"]["flaw"], question["rejected"]["text"])]
+        for flaw in ("other_topic", *(COMPOSED_FLAWS[1 + (index + turn) % 3] for turn in range(3)), "other_topic"):
+            others = elsewhere if flaw == "other_topic" else siblings or elsewhere
+            text = composed_rejection(flaw, answer, others, vague_sentences, next(longer[flaw]), rng)
+            rejections.append((flaw, text))
+        wordings = question["wordings"][: WORDINGS if group == "asked" else HELDOUT_WORDINGS]
+        pairs = []
+        for wording, (flaw, text) in zip(wordings, rejections, strict=False):
+            row = {"question": wording, "response_chosen": answer, "response_rejected": text}
+            pairs.append({**row, "flaw": flaw, "topic": topic["topic"]})
+        result.append(pairs)
+    return result

@@ -1,0 +1,44 @@
+"""The language of the screen: Chinese or English, one at a time.
+
+The code holds English messages and passes them through `tr`. Their Chinese is in
+locale/zh_CN/LC_MESSAGES/med_model.po, and `make messages` compiles it.
+"""
+
+import gettext
+import locale
+import os
+from pathlib import Path
+
+from med_model.errors import UserError
+
+DOMAIN = "med_model"
+CATALOGUES = Path(__file__).resolve().parent / "locale"
+LANGUAGES = ("zh", "en")  # the values of MED_MODEL_LANG
+VARIABLES = ("MED_MODEL_LANG", "LC_ALL", "LC_MESSAGES", "LANG")  # the first that is set decides
+
+
+def screen_language() -> str:
+    """Return `zh_CN` if MED_MODEL_LANG is Chinese, or if it is not set and the locale is Chinese. Else return `en`."""
+    named = next((os.environ[name] for name in VARIABLES if os.environ.get(name)), None)
+    named = named or locale.getlocale()[0] or ""  # "Chinese (Simplified)_China" on Windows
+    return "zh_CN" if named.lower().startswith(("zh", "chinese")) else "en"
+
+
+_catalogue = gettext.translation(DOMAIN, CATALOGUES, [screen_language()], fallback=True)
+# argparse looks up its own words in the default domain and in the language of LANGUAGE.
+os.environ["LANGUAGE"] = screen_language()
+gettext.bindtextdomain(DOMAIN, CATALOGUES)
+gettext.textdomain(DOMAIN)
+
+
+def tr(message: str, /, **values: object) -> str:
+    """Return the message in the language of the screen, with `values[name]` in place of each `{name}`."""
+    text = _catalogue.gettext(message)
+    return text.format(**values) if values else text
+
+
+def check_language() -> None:
+    """Raise UserError if MED_MODEL_LANG is set to anything but zh or en."""
+    value = os.environ.get("MED_MODEL_LANG", "")
+    if value and value.lower() not in LANGUAGES:
+        raise UserError(tr("MED_MODEL_LANG is {value}. Set it to zh or en.", value=value))

@@ -1,0 +1,79 @@
+"""Expected values of a comparison: read them from a file, and find the figures outside of their tolerance."""
+
+from typing import NamedTuple
+
+from med_model.errors import UserError
+from med_model.files import read_yaml
+from med_model.language import tr
+from med_model.measures.scales import MEASURES, MODELS, scale
+from med_model.measures.table import Figures
+from med_model.screen import say
+
+Expected = dict[str, dict[str, list[float]]]  # {model: {measure: [value, tolerance]}}
+
+
+class Outside(NamedTuple):
+    """A figure further from its expected value than the tolerance. `value` is None if it was not measured."""
+
+    model: str
+    measure: str
+    value: float | None
+    expected: float
+    tolerance: float
+
+
+def read_expected(file: str) -> Expected:
+    """Return the values of an --expected file. Raises UserError for an unknown key or for other than two numbers."""
+    expected = read_yaml(file, "--expected")
+    for model, pairs in expected.items():
+        if model not in MODELS:
+            known = ", ".join(MODELS)
+            raise UserError(
+                tr("--expected {file}: {model} is no model. Use one of {known}.", file=file, model=model, known=known)
+            )
+        if not isinstance(pairs, dict):
+            raise UserError(
+                tr("--expected {file}: {name} is {found}. Map measures to values.", file=file, name=model, found=pairs)
+            )
+        for key, pair in pairs.items():
+            _check_pair(file, model, key, pair)
+    return expected
+
+
+def _check_pair(file: str, model: str, key: str, pair: object) -> None:
+    name = f"{model} {key}"
+    if key not in MEASURES:
+        known = ", ".join(MEASURES)
+        raise UserError(
+            tr("--expected {file}: {name} is no measure. Use one of {known}.", file=file, name=name, known=known)
+        )
+    if not isinstance(pair, list) or [type(number) in (int, float) for number in pair] != [True, True]:
+        raise UserError(
+            tr("--expected {file}: {name} is {found}. Write [value, tolerance].", file=file, name=name, found=pair)
+        )
+
+
+def outside_expected(figures: Figures, expected: Expected) -> list[Outside]:
+    """Return the figures outside of their tolerance. A measure that no figure was taken of is one of them."""
+    outside = []
+    for model, pairs in expected.items():
+        for key, (value, tolerance) in pairs.items():
+            found = figures[model][key].value if key in figures.get(model, {}) else None
+            if found is None or not abs(found - value) <= tolerance:  # `not`: nan is outside too
+                outside.append(Outside(model, key, found, value, tolerance))
+    return outside
+
+
+def print_verdict(outside: list[Outside], file: str) -> None:
+    """Print that all figures are as expected, or a line per figure that is not."""
+    if not outside:
+        say(tr("Everything is within the expected values of {file}.", file=file))
+        return
+    say(tr("Outside the expected values of {file}:", file=file))
+    for model, key, value, expected, tolerance in outside:
+        title, form, _ = scale(key)
+        found = tr("not measured") if value is None else format(value, form)
+        wanted = f"{expected:{form}} ± {tolerance:{form}}"
+        name = MODELS[model]
+        line = tr("{model}, {title}: {found}, expected {wanted}", model=name, title=title, found=found, wanted=wanted)
+        say(f"  {line}")

@@ -1,0 +1,143 @@
+"""The one schema of results: the JSON of the comparison, of one model's measures and of the benchmark, results/*.json.
+
+    {"command": ..., "commit": ..., "date": ..., "machine": ..., "versions": {library: version}, "data": [...],
+     "figures": {group: {measure: {"value": ..., "low": ..., "high": ..., "n": ...}}}}
+
+A record may have more keys, for example answers. `low`, `high` and `n` are null if they are not known.
+"""
+
+import hashlib
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from med_model import paths
+from med_model.data.sources import find_files
+from med_model.measures.interval import Figure
+from med_model.model.directory import LIBRARIES
+
+TYPES: dict[str, type | tuple[type, ...]] = {
+    "command": str,
+    "commit": (str, type(None)),
+    "date": str,
+    "machine": str,
+    "versions": dict,
+    "data": list,
+    "figures": dict,
+}
+NUMBER, NUMBER_OR_NULL = (int, float), (int, float, type(None))
+FIGURE_TYPES = {"value": NUMBER, "low": NUMBER_OR_NULL, "high": NUMBER_OR_NULL, "n": (int, type(None))}
+SOURCE_TYPES = {"source": str, "sha256": str, "files": int}
+DIGEST_DIGITS = 16  # of the hexadecimal sha256
+
+
+def machine() -> str:
+    """Return the processor, the number of threads, the version of torch, and the platform."""
+    processor = torch.cpu.get_capabilities().get("cpu_name", platform.processor())
+    return f"{processor}, {torch.get_num_threads()} threads, torch {torch.__version__}, {platform.platform()}"
+
+
+def as_typed(text: str) -> str:
+    """Return a path inside the project relative to the project. Return any other text unchanged."""
+    return paths.shown(text) if Path(text).is_relative_to(paths.ROOT) else text
+
+
+def options(arguments: object) -> dict:
+    """Return the options of a dataclass by name, with the paths as in `as_typed`."""
+    typed = {}
+    for name, value in asdict(arguments).items():
+        value = as_typed(value) if isinstance(value, str) else value
+        typed[name] = [as_typed(text) for text in value] if isinstance(value, list) else value
+    return typed
+
+
+def command_line() -> str:
+    """Return the command of this process as a user would type it."""
+    module = sys.modules["__main__"].__spec__  # None unless started by `python -m`
+    program = ["-m", module.name.removesuffix(".__main__")] if module else [paths.shown(sys.argv[0])]
+    return shlex.join(["python", *program, *map(as_typed, sys.argv[1:])])
+
+
+def commit() -> str | None:
+    """Return the git commit of the project, or None without git."""
+    if not (paths.ROOT / ".git").exists():  # an unpacked archive, perhaps inside another repository
+        return None
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=paths.ROOT, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def described(source: str) -> dict[str, str | int]:
+    """Return a data source as typed, the first digits of the sha256 over its bytes, and the number of its files."""
+    files = find_files([source])
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as content:
+            while block := content.read(2**20):
+                digest.update(block)
+    return {"source": as_typed(source), "sha256": digest.hexdigest()[:DIGEST_DIGITS], "files": len(files)}
+
+
+def as_json(figures: dict[str, Figure]) -> dict[str, dict[str, float]]:
+    """Return figures by measure in the form of a record."""
+    return {key: shown._asdict() for key, shown in figures.items()}
+
+
+def new_record(sources: Sequence[str], figures: dict[str, dict[str, Figure]], **extra: object) -> dict:
+    """Return the record of this process: the data `sources` as given to --data, figures by group, and `extra` keys."""
+    record = {
+        "command": command_line(),
+        "commit": commit(),
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": machine(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        "data": [described(str(source)) for source in sources],
+        "figures": {group: as_json(group_figures) for group, group_figures in figures.items()},
+        **extra,
+    }
+    check_record(record)
+    return record
+
+
+def _check_types(values: object, types: dict, name: str) -> None:
+    if not isinstance(values, dict):
+        raise ValueError(f"{name} is no object but {values!r}")
+    for key, wanted in types.items():
+        if key not in values:
+            raise ValueError(f"{name} has no key {key!r}")
+        if not isinstance(values[key], wanted) or isinstance(values[key], bool):
+            raise ValueError(f"{name}: {key!r} is {values[key]!r}, of type {type(values[key]).__name__}")
+
+
+def check_record(record: object) -> None:
+    """Raise ValueError if a record lacks a key or has a value of another type. The error names the key."""
+    _check_types(record, TYPES, "the record")
+    try:
+        time.strptime(record["date"], "%Y-%m-%d")
+    except ValueError as error:
+        raise ValueError(f"the record: 'date' is {record['date']!r}, want YYYY-MM-DD") from error
+    for source in record["data"]:
+        if not isinstance(source, str):  # a transcribed record has only names
+            _check_types(source, SOURCE_TYPES, "an entry of 'data'")
+    for library, number in record["versions"].items():
+        _check_types({library: number}, {library: str}, "'versions'")
+    for group, measures in record["figures"].items():
+        if not isinstance(measures, dict):
+            raise ValueError(f"'figures' {group!r} is no object but {measures!r}")
+        for key, shown in measures.items():
+            name = f"'figures' {group!r} {key!r}"
+            _check_types(shown, FIGURE_TYPES, name)
+            if unknown := shown.keys() - FIGURE_TYPES.keys():
+                raise ValueError(f"{name} has the unknown key {unknown.pop()!r}")
+            if shown["low"] is not None and shown["high"] is not None and shown["low"] > shown["high"]:
+                raise ValueError(f"{name}: 'low' {shown['low']} is above 'high' {shown['high']}")

@@ -1,0 +1,57 @@
+"""The title, the number format and the direction of each measure, and the titles of the models."""
+
+from typing import NamedTuple
+
+from med_model.language import tr
+
+
+class Scale(NamedTuple):
+    """How a measure reads. `better` is 1 if higher is better (↑), -1 if lower is better (↓), else 0."""
+
+    title: str
+    format: str
+    better: int
+
+
+MODELS = {"base": tr("Base"), "sft": tr("SFT"), "final": tr("Final (DPO)")}
+MEASURES = {
+    "bits_per_byte": Scale(tr("held-out bits per byte ↓"), ".3f", -1),
+    "key_fact_recall": Scale(tr("key-fact recall ↑"), ".1%", 1),
+    "stopped": Scale(tr("stopped by itself ↑"), ".1%", 1),
+    "repeated_4grams": Scale(tr("repeated 4-grams ↓"), ".1%", -1),
+    "distinct_2grams": Scale(tr("distinct 2-grams"), ".1%", 0),
+    "characters": Scale(tr("characters per answer"), ".0f", 0),
+    "emergencies_recognised": Scale(tr("emergencies recognised ↑"), ".1%", 1),
+    "false_alarms": Scale(tr("false alarms ↓"), ".1%", -1),
+    "doses_declined": Scale(tr("doses declined ↑"), ".1%", 1),
+    "preference_accuracy": Scale(tr("preference accuracy ↑"), ".1%", 1),
+    "preference_accuracy_per_token": Scale(tr("preference accuracy, per token ↑"), ".1%", 1),
+    "preference_margin": Scale(tr("preference margin, nats ↑"), ".1f", 1),
+    "preference_margin_per_token": Scale(tr("preference margin, nats per token ↑"), ".2f", 1),
+    "preference_accuracy_unread": Scale(tr("preference accuracy, topics never read ↑"), ".1%", 1),
+    "choice_accuracy": Scale(tr("multiple choice ↑"), ".1%", 1),
+}
+SUMMARY = (  # the rows of the comparison without --all
+    "bits_per_byte",
+    "key_fact_recall",
+    "stopped",
+    "repeated_4grams",
+    "emergencies_recognised",
+    "false_alarms",
+    "doses_declined",
+    "preference_accuracy",
+)
+FLAW = "preference_accuracy/"  # prefix of the accuracy on the pairs with one flaw: preference_accuracy/vague
+
+
+def scale(key: str) -> Scale:
+    """Return the scale of a measure or of a flaw."""
+    if key.startswith(FLAW):
+        return Scale(tr("preference accuracy, flaw {flaw} ↑", flaw=key.removeprefix(FLAW)), ".0%", 1)
+    return MEASURES[key]
+
+
+def position(key: str) -> tuple[int, str]:
+    """Return the sort key of a measure in tables. Flaws follow their total, in alphabetical order."""
+    name, _, flaw = key.partition("/")
+    return list(MEASURES).index(name), flaw

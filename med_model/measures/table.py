@@ -1,0 +1,119 @@
+"""Text tables for the terminal: answers side by side, and figures. No line is longer than COLUMNS."""
+
+import shutil
+from collections.abc import Sequence
+
+from med_model.language import tr
+from med_model.measures.interval import Figure, Measure, figure, outside_noise
+from med_model.measures.scales import MODELS, SUMMARY, position, scale
+from med_model.screen import COLUMNS, padded, say, width, wrapped
+
+COLUMN_GAP = 2
+MIN_COLUMN = 24  # answers in narrower columns are stacked instead
+TITLE_COLUMNS = 60  # longest title of a measure; only the name of a user's own flaw may be longer
+
+Figures = dict[str, dict[str, Figure]]  # {model: {measure: figure}}
+Changes = dict[tuple[str, str], dict[str, Figure]]  # {(model before, model after): {measure: difference}}
+
+
+def shortened(text: str, columns: int) -> str:
+    """Return the first line of a text, cut to `columns` with a mark."""
+    return text if width(text) <= columns and "\n" not in text else wrapped(text, columns - 1)[0] + "…"
+
+
+def print_rows(rows: Sequence[Sequence[str]], titles: dict[int, str] | None = None) -> None:
+    """Print rows of cells, columns as wide as their widest cell. `titles` has lines to print above rows, by index."""
+    widths = [max(map(width, column)) for column in zip(*rows, strict=True)]
+    for index, row in enumerate(rows):
+        if titles and index in titles:
+            say(titles[index])
+        cells = [padded(cell, columns) for cell, columns in zip(row, widths, strict=True)]
+        say((" " * COLUMN_GAP).join(cells).rstrip())
+
+
+def print_answers(questions: Sequence[str], answers: dict[str, list[str]]) -> None:
+    """Print per question the answers of the models, {model: [answer, ...]}, in columns side by side."""
+    screen = min(COLUMNS, shutil.get_terminal_size((COLUMNS, 24)).columns)
+    columns = screen // len(answers) - COLUMN_GAP
+    for number, question in enumerate(questions):
+        say()
+        for part in wrapped(f"━━ {question}", screen):
+            say(part)
+        if columns < MIN_COLUMN:
+            for model, texts in answers.items():
+                for part in wrapped(f"[{MODELS[model]}] {texts[number]}", screen):
+                    say(part)
+            continue
+        blocks = [wrapped(f"[{MODELS[model]}]\n{texts[number]}", columns) for model, texts in answers.items()]
+        for i in range(max(map(len, blocks))):
+            cells = [padded(block[i] if i < len(block) else "", columns) for block in blocks]
+            say((" " * COLUMN_GAP).join(cells).rstrip())
+
+
+def with_interval(key: str, shown: Figure, sign: str = "") -> str:
+    """Return a figure with its 95% interval, as `61.3% [58.9, 63.5]`. The sign `+` marks positive numbers."""
+    form = sign + scale(key).format
+    low, high = (format(end, form).removesuffix("%") for end in (shown.low, shown.high))
+    return f"{shown.value:{form}} [{low}, {high}]"
+
+
+def change_word(key: str, change: Figure) -> str:
+    """Return one word for a difference: same (within the noise), better or worse; changed without a direction."""
+    better = scale(key).better
+    if not outside_noise(change):
+        return tr("same")
+    if not better:
+        return tr("changed")
+    return tr("better") if better * change.value > 0 else tr("worse")
+
+
+def print_figures(measures: dict[str, Measure]) -> dict[str, Figure]:
+    """Print each measure of one model with its interval and its number of items. Return the figures."""
+    figures = {key: figure(measured) for key, measured in measures.items()}
+    print_rows(
+        [
+            [with_interval(key, shown), f"n = {shown.n:,}", shortened(scale(key).title, TITLE_COLUMNS)]
+            for key, shown in figures.items()
+        ]
+    )
+    return figures
+
+
+def measured_keys(figures: Figures) -> list[str]:
+    """Return the measures that any of the models has, in the order of the tables."""
+    return sorted({key for model_figures in figures.values() for key in model_figures}, key=position)
+
+
+def _items(figures: Figures, key: str) -> str:
+    return f"{max(model_figures[key].n for model_figures in figures.values() if key in model_figures):,}"
+
+
+def print_summary(figures: Figures, changes: Changes) -> None:
+    """Print a row per measure of SUMMARY: the value of each model, and a word per change.
+
+    If no model has a measure of SUMMARY, print the rows of all measures.
+    """
+    keys = measured_keys(figures)
+    titles = [f"{MODELS[before]} → {MODELS[after]}" for before, after in changes]
+    rows = [[tr("measure"), "n", *(MODELS[model] for model in figures), *titles]]
+    for key in [key for key in keys if key in SUMMARY] or keys:
+        form = scale(key).format
+        values = [format(shown[key].value, form) if key in shown else "-" for shown in figures.values()]
+        words = [change_word(key, change[key]) if key in change else "-" for change in changes.values()]
+        rows.append([shortened(scale(key).title, TITLE_COLUMNS), _items(figures, key), *values, *words])
+    print_rows(rows)
+
+
+def print_all(figures: Figures, changes: Changes) -> None:
+    """Print a block per measure: a row per model, with its interval and its change from the model before."""
+    change_to = {after: change for (_, after), change in changes.items()}
+    heading = ["", tr("value [95% CI]"), tr("change"), tr("from the row above [95% CI]")]
+    rows, titles = [heading], {}  # {index of a block's first row: its title}
+    for key in measured_keys(figures):
+        titles[len(rows)] = f"{shortened(scale(key).title, TITLE_COLUMNS)} (n = {_items(figures, key)})"
+        for model, shown in figures.items():
+            value = with_interval(key, shown[key]) if key in shown else "-"
+            change = change_to.get(model, {}).get(key)
+            cells = [change_word(key, change), with_interval(key, change, "+")] if change else ["", ""]
+            rows.append([f"  {MODELS[model]}", value, *cells])
+    print_rows(rows, titles)

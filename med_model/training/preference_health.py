@@ -1,0 +1,158 @@
+"""The health of DPO: its rewards, and how far the answers move from those of the SFT model."""
+
+import statistics
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerState
+from trl import DPOConfig
+
+from med_model.data.prompt import CHAT_STOPS
+from med_model.generation.sampling import BATCH_SIZE, generate_ids, greedy
+from med_model.language import tr
+from med_model.measures.likelihood import score
+from med_model.training.health import SMOOTHED, HealthLines, logged, recent_mean
+
+# Each limit lies well beyond the values of whole healthy runs, which stand in brackets.
+FLAT_AFTER = 1 / 3  # of all steps: the learning rate has passed its peak
+FLAT_MARGIN = 0.02  # the sigmoid loss is then within 0.01 of ln 2, the loss of a coin (0.10 at least)
+CHOSEN_FALL = -25  # nats per answer, the reward divided by beta: the same limit for every beta (-8)
+ANSWER_TOKENS = 200  # as in the measures of the stages
+LENGTH_DRIFT = 0.25  # of the length at the start (0.02)
+MAX_KL = 0.5  # nats per token: each token is 1.6 times as likely as under the reference (0.04)
+
+
+class PreferenceHealth(TrainerCallback):
+    """Watch the rewards of DPO: beta times the log-ratio of policy and reference.
+
+    A flat margin is looked for on the held-out pairs too. A falling chosen answer is not: held-out answers are new
+    text and grow less likely in healthy runs as well (rewards/chosen -1.0 on held-out pairs, 0.0 in training).
+    """
+
+    def __init__(self, health: HealthLines):
+        self.health = health
+
+    def on_log(self, args, state, control, logs, **kwargs):
+        late = 0 < FLAT_AFTER * state.max_steps <= state.global_step
+        # A log of the training is of few pairs, a log of an evaluation is of all held-out pairs.
+        for prefix, data, count in (("", tr("training"), SMOOTHED), ("eval_", tr("held-out"), 1)):
+            margins = logged(state, f"{prefix}rewards/margins")
+            if f"{prefix}rewards/margins" in logs and late and len(margins) >= count:
+                self._check_margin(data, state.global_step, recent_mean(margins[-count:]))
+        if "rewards/chosen" in logs:
+            self._check_chosen(args, state)
+
+    def _check_margin(self, data: str, step: int, margin: float) -> None:
+        if abs(margin) < FLAT_MARGIN:
+            self.health.warn(
+                "flat_margin",
+                tr(
+                    "No preference is learned: the reward margin on {data} pairs is {margin:.4f} at step {step}, so "
+                    "the sigmoid loss stays at ln 2 = 0.693. Raise --learning_rate or --num_train_epochs; check that "
+                    "chosen and rejected are neither swapped nor equal.",
+                    data=data,
+                    margin=margin,
+                    step=step,
+                ),
+            )
+
+    def _check_chosen(self, args: DPOConfig, state: TrainerState) -> None:
+        chosen, rejected = (logged(state, f"rewards/{kind}") for kind in ("chosen", "rejected"))
+        if len(chosen) < SMOOTHED or recent_mean(chosen) >= CHOSEN_FALL * args.beta or recent_mean(rejected) >= 0:
+            return
+        weights = zip(args.loss_type, args.loss_weights or [1] * len(args.loss_type), strict=True)
+        self.health.warn(
+            "chosen_falls",
+            tr(
+                "The chosen answers grow less likely too: rewards/chosen is {chosen:.2f} at step {step} ({nats:.0f} "
+                "nats per answer), rewards/rejected {rejected:.2f}. Keep sft in --loss_type, raise its part of "
+                "--loss_weights (now {weights}), or lower --learning_rate.",
+                chosen=recent_mean(chosen),
+                step=state.global_step,
+                nats=recent_mean(chosen) / args.beta,
+                rejected=recent_mean(rejected),
+                weights=", ".join(f"{name} {weight:g}" for name, weight in weights),
+            ),
+        )
+
+
+class AnswerDrift(TrainerCallback):
+    """Measure at each evaluation of DPO how far the answers have moved from the reference's: their length, and the KL.
+
+    The KL is Schulman's k1 ("Approximating KL Divergence", 2020): log p(answer) - log p_reference(answer), in nats per
+    token of each answer, averaged over the answers. The answers are greedy, not sampled: the estimate is biased, but
+    the same in every run. The start is the length of the reference's own answers, so that a resumed run has the same.
+    Only the first process generates.
+    """
+
+    def __init__(
+        self,
+        health: HealthLines,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: list[list[int]],
+        reference: PreTrainedModel,
+    ):
+        assert max(map(len, prompts)) < reference.config.n_positions, "a prompt must leave room for an answer"
+        self.health, self.prompts, self.reference = health, prompts, reference.eval()
+        self.settings = greedy(tokenizer, CHAT_STOPS, ANSWER_TOKENS)
+        self.kl, self.length, self.start_length = 0.0, 0.0, 0.0
+
+    def _answers(self, model: PreTrainedModel) -> list[tuple[list[int], list[int]]]:
+        """(prompt, answer up to and with its stop) for each prompt, longest prompts first."""
+        stops = set(self.settings.eos_token_id)
+        prompts, rows = sorted(self.prompts, key=len, reverse=True), []
+        for start in range(0, len(prompts), BATCH_SIZE):
+            batch = prompts[start : start + BATCH_SIZE]
+            columns = [column.tolist() for column in generate_ids(model, batch, self.settings)]
+            for prompt, *ids in zip(batch, *columns, strict=True):
+                end = next((index for index, token in enumerate(ids) if token in stops), len(ids))
+                rows.append((prompt, ids[: end + 1]))
+        return rows
+
+    def measure(self, model: PreTrainedModel) -> None:
+        """Set `kl` (nats per token) and `length` (tokens per answer) to those of `model` now."""
+        training = model.training
+        rows = self._answers(model.eval())
+        scores = zip(score(model, rows), score(self.reference, rows), strict=True)
+        self.kl = statistics.fmean((policy - reference) / count for (policy, count), (reference, _) in scores)
+        self.length = statistics.fmean(len(ids) for _, ids in rows)
+        model.train(training)
+
+    def metrics(self) -> dict[str, float]:
+        """The last KL and lengths, for metrics.json."""
+        return {
+            "kl_to_sft_model": self.kl,
+            "answer_tokens": self.length,
+            "answer_tokens_of_sft_model": self.start_length,
+        }
+
+    def on_train_begin(self, args, state, control, model, **kwargs):
+        if state.is_world_process_zero:
+            self.reference.to(model.device)
+            self.start_length = self.length = statistics.fmean(len(ids) for _, ids in self._answers(self.reference))
+
+    def on_evaluate(self, args, state, control, model, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        self.measure(model)
+        if abs(self.length - self.start_length) > LENGTH_DRIFT * self.start_length:
+            self.health.warn(
+                "length_drift",
+                tr(
+                    "The length of the answers changes: {length:.0f} tokens per answer at step {step}, {start:.0f} at "
+                    "the start. Lower --learning_rate or --num_train_epochs; check that chosen answers are not "
+                    "systematically longer or shorter.",
+                    length=self.length,
+                    step=state.global_step,
+                    start=self.start_length,
+                ),
+            )
+        if self.kl > MAX_KL:
+            self.health.warn(
+                "kl",
+                tr(
+                    "Too far from the reference model: KL is {kl:.2f} nats per token at step {step}. Raise --beta "
+                    "(now {beta:g}), or lower --learning_rate.",
+                    kl=self.kl,
+                    step=state.global_step,
+                    beta=args.beta,
+                ),
+            )

@@ -1,0 +1,156 @@
+"""The progress of a training: its bar, its log file, and the time left after its first steps."""
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm.auto import tqdm
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from med_model.language import tr
+from med_model.screen import say
+
+TIMED_STEPS = 3  # after one step that warms up and, with rows grouped by length, is the longest batch
+EVALUATION_SHARE = 1 / 3  # of the time per training token: the forward pass without the backward pass
+
+
+class Workload(NamedTuple):
+    """The size of a training, in input tokens."""
+
+    tokens: int  # per epoch
+    longest: int  # of the longest row
+    heldout_tokens: int = 0  # per evaluation
+    retention_tokens: int = 0  # of plain text beside each batch
+
+
+def count_steps(trainer: Trainer) -> tuple[int, int]:
+    """(steps per epoch, steps of the training), as the Trainer counts them."""
+    training = trainer.args
+    batches = len(trainer.train_dataset) / (training.train_batch_size * training.world_size)
+    batches = math.floor(batches) if training.dataloader_drop_last else math.ceil(batches)
+    epoch = max(1, math.ceil(batches / training.gradient_accumulation_steps))
+    return epoch, training.max_steps if training.max_steps > 0 else math.ceil(training.num_train_epochs * epoch)
+
+
+def count_evaluations(training: TrainingArguments, epoch: int, steps: int) -> int:
+    """The number of evaluations in a training of `steps`, with `epoch` steps per epoch."""
+    if training.eval_strategy == "no":
+        return 0
+    if training.eval_strategy == "epoch":
+        return math.ceil(steps / epoch)
+    every = training.eval_steps if training.eval_steps >= 1 else math.ceil(training.eval_steps * steps)
+    return math.ceil(steps / every)  # there is always one at the end
+
+
+class TimeLeft(TrainerCallback):
+    """Time the first steps of this run, print the time left after them, and stop there in a dry run.
+
+    A dry run neither evaluates nor saves. Add the callback last: it must speak after the Trainer's own callback.
+    """
+
+    def __init__(self, trainer: Trainer, workload: Workload, dry_run: bool):
+        self.workload, self.dry_run = workload, dry_run
+        self.epoch, self.steps = count_steps(trainer)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.done, self.seconds, self.tokens = 0, 0.0, 0
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.begin, self.begin_tokens = time.perf_counter(), state.num_input_tokens_seen
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.done += 1
+        if 1 < self.done <= 1 + TIMED_STEPS:
+            self.seconds += time.perf_counter() - self.begin
+            self.tokens += state.num_input_tokens_seen - self.begin_tokens
+        last = self.done == 1 + TIMED_STEPS or state.global_step >= state.max_steps
+        if last and 1 < self.done <= 1 + TIMED_STEPS:
+            self._print(args, state.global_step)
+        if self.dry_run:
+            control.should_evaluate = control.should_save = control.should_log = False
+            control.should_training_stop = control.should_training_stop or last
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.dry_run:
+            control.should_evaluate = control.should_save = control.should_log = False
+
+    def _print(self, training: TrainingArguments, step: int) -> None:
+        tokens_per_step = self.workload.tokens / self.epoch
+        timed_tokens = self.tokens or (self.done - 1) * tokens_per_step  # 0 if the Trainer was told not to count them
+        seconds_per_token = self.seconds / timed_tokens
+        share_left = 1 - step / self.steps
+        evaluations = count_evaluations(training, self.epoch, self.steps) * share_left
+        training_seconds = seconds_per_token * tokens_per_step * self.steps * share_left
+        evaluation_seconds = seconds_per_token * EVALUATION_SHARE * self.workload.heldout_tokens * evaluations
+        say(
+            tr(
+                "Time left: about {minutes:.1f} min, {evaluation:.1f} min of it for evaluation "
+                "({rate:,.0f} tokens per second).",
+                minutes=(training_seconds + evaluation_seconds) / 60,
+                evaluation=evaluation_seconds / 60,
+                rate=1 / seconds_per_token,
+            )
+        )
+
+
+class ProgressLine(TrainerCallback):
+    """A bar with loss, held-out loss and tokens per second; without a terminal, a line per log instead."""
+
+    NAMES = {
+        "loss": tr("loss"),
+        "eval_loss": tr("held-out loss"),
+        "rewards/accuracies": tr("preference accuracy"),
+        "rewards/margins": tr("reward margin"),
+    }
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        hidden = args.disable_tqdm or not sys.stderr.isatty()
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, disable=hidden, dynamic_ncols=True)
+        self.figures: dict[str, str] = {}
+        self.begin, self.begin_step, self.begin_tokens = time.time(), state.global_step, state.num_input_tokens_seen
+        self.step_seconds = 0.0  # without evaluation and saving
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.step_begin = time.time()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.step_seconds += time.time() - self.step_begin
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args, state, control, logs, **kwargs):
+        if not state.is_world_process_zero or "train_loss" in logs:  # the summary at the end
+            return
+        self.figures |= {name: f"{logs[key]:.3f}" for key, name in self.NAMES.items() if key in logs}
+        tokens = state.num_input_tokens_seen - self.begin_tokens
+        self.figures[tr("tokens per second")] = f"{tokens / max(self.step_seconds, 1e-9):,.0f}"
+        self.bar.set_postfix(self.figures)
+        if self.bar.disable:
+            seconds_per_step = (time.time() - self.begin) / max(1, state.global_step - self.begin_step)
+            minutes = seconds_per_step * (state.max_steps - state.global_step) / 60
+            figures = ", ".join(f"{name} {value}" for name, value in self.figures.items())
+            left = tr("{minutes:.1f} min left", minutes=minutes)
+            say(f"[{state.global_step}/{state.max_steps}] {figures}, {left}")
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.bar.close()
+
+
+class LogFile(TrainerCallback):
+    """Write `output_dir/log.jsonl`, a line per log. A resumed run begins with the logs of its checkpoint."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.file = Path(args.output_dir) / "log.jsonl"
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self._write("w", state.log_history)
+
+    def on_log(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self._write("a", state.log_history[-1:])
+
+    def _write(self, mode: str, entries: list[dict]) -> None:
+        with self.file.open(mode, encoding="utf-8") as lines:
+            lines.writelines(json.dumps(entry) + "\n" for entry in entries)
