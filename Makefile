@@ -40,7 +40,7 @@ test: install
 	$(RUN) -m pytest
 
 test-fast: install
-	$(RUN) -m pytest -m "not slow and not process"
+	$(RUN) -m pytest -m "not slow and not long"
 
 test-slow: install
 	$(RUN) -m pytest -m "slow or not slow"

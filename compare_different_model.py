@@ -1,8 +1,9 @@
-"""Compare the three models: their answers to the same prompts, side by side, and their measures on held-out data.
+"""Compare the three models: print their answers to the same prompts side by side, and their held-out measures.
 
-Reads  base_model__after_pretraining/, post_model__after_sft/, final_model__after_dpo/ (those that exist) and the
-       bundled held-out files
+Reads  base_model__after_pretraining/, post_model__after_sft/, final_model__after_dpo/ and the bundled held-out files
 Writes nothing, or all answers and figures to --json FILE
+
+A model whose directory is missing is left out.
 
     python compare_different_model.py
     python compare_different_model.py --all
@@ -90,7 +91,10 @@ class CompareArguments:
 
 
 def read_prompts(args: CompareArguments) -> list[list[Message]]:
-    """Return the turns up to each question. --prompt_file replaces --prompt, which may come from a --config file."""
+    """Return the messages of each prompt.
+
+    --prompt_file wins over --prompt, because a --config file may set `prompt`. Raise UserError if the file is bad.
+    """
     if not args.prompt_file:
         return [[{"role": "user", "content": text}] for text in args.prompt or PROMPTS]
     files = find_files([args.prompt_file])
@@ -101,7 +105,7 @@ def read_prompts(args: CompareArguments) -> list[list[Message]]:
 
 
 def compare(results: dict[str, Evaluation]) -> Changes:
-    """Return the difference of each measure from each model to the next, if both answered the same items."""
+    """Return the change of each measure from a model to the next, if both have the same number of items."""
     changes = {}
     for (before, old), (after, new) in itertools.pairwise(results.items()):
         changes[before, after] = {
@@ -115,7 +119,10 @@ def compare(results: dict[str, Evaluation]) -> Changes:
 def answer_and_measure(
     args: CompareArguments, prompts: list[list[Message]], heldout: Heldout
 ) -> tuple[dict[str, list[AnsweredQuestion]], dict[str, Evaluation]]:
-    """Return (answers to the prompts, measures on the held-out records) of each model whose directory exists."""
+    """Return (answers to the prompts, measures on the held-out records) by model, for each directory that exists.
+
+    Print the command that makes a missing directory.
+    """
     answers, results = {}, {}
     directories = {"base": args.base_model, "sft": args.sft_model, "final": args.final_model}
     for key, directory in directories.items():

@@ -1,4 +1,4 @@
-"""The parts of both engines: the clock, the settings, and the worker process of an engine."""
+"""Provide the parts that both engines share: the clock, the generation settings and the worker process."""
 
 import ctypes
 import functools
@@ -29,14 +29,14 @@ from med_model.data.prompt import CHAT_STOPS, encode_question
 from med_model.measures.likelihood import bits_per_byte
 from med_model.model.directory import sampling_defaults
 
-REFERENCE_BATCH = 4
-PROMPTS, PROMPT_TOKENS = 200, 256
+REFERENCE_BATCH = 4  # documents or blocks per pre-training step
+PROMPTS, PROMPT_TOKENS = 200, 256  # the most prompts, and the most tokens per prompt
 QUIET = {"report_to": "none", "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True, "use_cpu": True}
 
 
 @dataclass
 class Throughput:
-    """The work of one round: `units` are tokens, rows, pairs or prompts."""
+    """Store the work of one round and its seconds. `units` are tokens, rows, pairs or prompts."""
 
     units: float
     seconds: float
@@ -47,10 +47,11 @@ class Throughput:
 
 
 class Clock(TrainerCallback):
-    """Measure the seconds and the real tokens of a training loop, without its evaluations.
+    """Measure the seconds and the tokens of a training loop, without its evaluations. Padding is not counted.
 
-    evaluate: returns the held-out figure of a model. It runs every `every` steps, or once at the end if `every` is 0.
-    Training stops at the first figure of at most `target`.
+    evaluate: a function that returns the held-out figure of a model. It runs after every `every` steps and after the
+    last step. If `every` is 0, it runs only after the last step. Training stops at the first figure that is
+    not above `target`.
     """
 
     def __init__(self, evaluate: Callable | None = None, every: int = 0, target: float = float("-inf")):
@@ -73,7 +74,7 @@ class Clock(TrainerCallback):
 
 
 def run_timed(trainer: Trainer, clock: Clock | None = None) -> Clock:
-    """Train without progress output. Return the clock."""
+    """Train without progress output. Return the clock with its seconds, tokens and curve."""
     clock = clock or Clock()
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
@@ -83,13 +84,13 @@ def run_timed(trainer: Trainer, clock: Clock | None = None) -> Clock:
 
 
 def token_throughput(trainer: Trainer) -> Throughput:
-    """Pre-train. Return the real tokens and the seconds."""
+    """Pre-train. Return the tokens without padding, and the seconds."""
     clock = run_timed(trainer)
     return Throughput(clock.tokens, clock.seconds)
 
 
 class Engine:
-    """The inputs of an engine, its held-out figure and its generation settings."""
+    """Hold the inputs and the prompts, which are the same for both engines. A subclass trains and generates."""
 
     def __init__(self, inputs: Inputs):
         set_seed(SEED)
@@ -109,22 +110,26 @@ class Engine:
         return bits_per_byte(model, self.tokenizer, self.inputs.heldout)
 
     def settings(self, sample: bool, new_tokens: int) -> GenerationConfig:
-        """Return the settings of the chats, or greedy ones. No token stops an answer: all have one length."""
+        """Return the sampling settings of the chats, or greedy settings. Every answer has `new_tokens` tokens."""
         if sample:
             settings = sampling_defaults(self.tokenizer, CHAT_STOPS)
         else:
             settings = GenerationConfig(pad_token_id=self.tokenizer.pad_token_id)
+        # No token has the id -1, so no answer stops early.
         settings.max_new_tokens, settings.eos_token_id, settings.use_cache = new_tokens, -1, True
         return settings
 
     def peak_memory(self, steps: int) -> float | None:
-        """Return the peak memory of pre-training in MB, above the memory of the built model. None if not on Linux."""
+        """Return the peak memory of pre-training minus the memory before it, in MB. Return None if not on Linux.
+
+        The model is built before, so its weights are not counted.
+        """
         trainer = self.pretraining_trainer(steps)
         return peak_megabytes(lambda: run_timed(trainer))
 
 
 def peak_megabytes(action: Callable[[], object]) -> float | None:
-    """Run an action. Return its peak memory in MB, above the memory of the process before. None if not on Linux."""
+    """Run an action. Return its peak memory minus the memory before it, in MB. Return None if not on Linux."""
     if not sys.platform.startswith("linux"):
         action()
         return None
@@ -152,7 +157,7 @@ def _call_worker(method: str, arguments: tuple):
 
 
 class Worker:
-    """An engine in its own process. A call runs one of its methods there."""
+    """Run an engine in its own process. A call names a method of the engine, runs it there and returns its result."""
 
     def __init__(self, engine: type[Engine], inputs: Inputs):
         context = multiprocessing.get_context("spawn")

@@ -1,4 +1,4 @@
-"""The inputs of both engines: texts, rows and pairs, a tokenizer trained on the texts, and an untrained model."""
+"""Read the texts, rows and pairs for both engines. Make a tokenizer trained on the texts, and an untrained model."""
 
 import random
 import subprocess
@@ -20,7 +20,7 @@ SEED = 42
 @dataclass
 class Inputs:
     sources: list[str]  # files and folders of the data
-    folder: Path  # engines write into it
+    folder: Path  # for the tokenizer, the model and the files of the engines
     tokenizer: Path
     base_model: Path  # untrained, because the speed does not depend on the values of the weights
     texts: list[str]
@@ -33,7 +33,9 @@ def read_inputs(data: list[str] | None, megabytes: float, heldout_bytes: int, fo
     """Read the data, and write a tokenizer and an untrained model to `folder`.
 
     data: documents, or one folder with pretrain/, dev/, sft/train.jsonl and dpo/train.jsonl. None: the bundled data.
-    megabytes: text that the tokenizer is trained on.
+    megabytes: the most text for training the tokenizer.
+    heldout_bytes: the held-out text ends with the document that reaches this size.
+    Raise UserError if the data cannot be read or the tokenizer cannot be trained.
     """
     texts, heldout, rows, pairs = data, None, str(paths.SFT_DATA), str(paths.DPO_DATA)
     if data and (Path(data[0]) / "pretrain").is_dir():
@@ -65,7 +67,7 @@ def read_inputs(data: list[str] | None, megabytes: float, heldout_bytes: int, fo
 
 
 def last_bytes(texts: list[str], count: int) -> list[str]:
-    """Return texts from the end until they have `count` bytes. The recipe was searched on the first texts."""
+    """Return the last texts, at least `count` bytes of them. The search for the recipe has used the first texts."""
     kept, size = [], 0
     for text in reversed(texts):
         if size < count:

@@ -1,4 +1,4 @@
-"""The project's engine: the classes of the training scripts with their defaults, imported from the scripts."""
+"""Run the project's engine. It imports the classes of the training scripts and uses their defaults."""
 
 import importlib.util
 import statistics
@@ -26,10 +26,10 @@ QUIET_TRAINING = {**QUIET, "eval_strategy": "no", "load_best_model_at_end": Fals
 
 
 def load_script(script: str) -> ModuleType:
-    """Import a training script by its path: stage folders are no packages."""
+    """Import a training script by its path, because the stage folders are not packages."""
     name = script.rpartition("/")[2].removesuffix(".py")
     spec = importlib.util.spec_from_file_location(name, paths.ROOT / script)
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up by name
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # a dataclass looks up its module by name
     spec.loader.exec_module(module)
     return module
 
@@ -46,7 +46,7 @@ class Project(Engine):
         training = self.pretraining.PretrainingArguments(
             output_dir=self.scratch(), max_steps=steps, seed=SEED, bf16=bf16, **QUIET_TRAINING
         )
-        model = new_model(self.tokenizer, dropout=0.0)  # right for one pass over the text
+        model = new_model(self.tokenizer, dropout=0.0)  # the text is read only once, so dropout is not needed
         start = time.perf_counter()
         start_at_token_frequencies(model, self.blocks.tokens)
         self.start_seconds = time.perf_counter() - start
@@ -64,21 +64,24 @@ class Project(Engine):
     pretrain_mixed = pretrain_full_blocks = pretrain  # packing turns every text into full blocks
 
     def time_to_loss(self, steps: int, every: int, target: float) -> list[tuple[float, float]]:
-        """Return (seconds, bits per byte) per evaluation. The start at the token frequencies counts as time too."""
+        """Return (seconds, bits per byte) per evaluation. The seconds include `start_at_token_frequencies`."""
         clock = run_timed(self.pretraining_trainer(steps), Clock(self.heldout_bits_per_byte, every, target))
         return [(seconds + self.start_seconds, figure) for seconds, figure in clock.curve]
 
     def arithmetic(self) -> float:
         """Return the FLOP of a training step per token.
 
-        6 per parameter except the position embeddings, plus the attention over whole rows.
+        The count has 6 FLOP per parameter without the position embeddings, and those of the attention over whole rows.
         """
         model = new_model(self.tokenizer, dropout=0.0)
         multiplying = model.num_parameters() - model.transformer.wpe.weight.numel()
         return 6 * multiplying + 3 * 4 * BLOCK_TOKENS * model.config.n_embd * model.config.n_layer
 
     def roof(self, repeats: int) -> Throughput:
-        """Time only the matrix products of one training step, in float32, with all memory allocated before."""
+        """Time only the matrix products of a training step, in float32. All memory is allocated beforehand.
+
+        Return the tokens of the step and the median seconds of `repeats` runs.
+        """
         batch = self.pretraining.PretrainingArguments(output_dir=self.scratch(), **QUIET_TRAINING).train_batch_size
         config = new_model(self.tokenizer, dropout=0.0).config
         tokens, width, heads, layers = batch * BLOCK_TOKENS, config.n_embd, config.n_head, config.n_layer
@@ -87,7 +90,7 @@ class Project(Engine):
         shapes = [(tokens, *shape) for shape in layer_shapes for _ in range(layers)]
         shapes += [(head_chunk, width, len(self.tokenizer))] * (tokens // head_chunk)
         products = []
-        operands: dict[tuple, list] = {}  # layers of one shape share memory, unlike in training
+        operands: dict[tuple, list] = {}  # products of one shape share memory, unlike in training
         for m, k, n in shapes:
             if (m, k, n) not in operands:
                 x, weight, y = torch.randn(m, k), torch.randn(k, n), torch.randn(m, n)
@@ -112,7 +115,7 @@ class Project(Engine):
         return Throughput(tokens, statistics.median(seconds[1:]))
 
     def sft(self, rows: int) -> Throughput:
-        """Train one epoch without retention, because stock TRL has none."""
+        """Train one epoch. Retention is off, because stock TRL has none."""
         training = self.sft_script.SFTArguments(
             output_dir=self.scratch(), num_train_epochs=1, seed=SEED, **QUIET_TRAINING
         )
@@ -129,9 +132,10 @@ class Project(Engine):
         return Throughput(len(dataset), run_timed(trainer).seconds)
 
     def dpo(self, pairs: int) -> tuple[Throughput, Throughput]:
-        """Train one epoch without retention and dropout, as stock TRL.
+        """Train one epoch. Retention and dropout are off, as in stock TRL.
 
-        Return the throughput of the first epoch, with the pass of the reference model, and of a later epoch.
+        Return (throughput of the first epoch, throughput of a later epoch). The first includes the time in which the
+        reference model computes its log-probabilities.
         """
         options = {"num_train_epochs": 1, "disable_dropout": True, "seed": SEED}
         training = self.dpo_script.DPOArguments(output_dir=self.scratch(), **options, **QUIET_TRAINING)
@@ -165,7 +169,7 @@ class Project(Engine):
         ]
 
     def first_token(self) -> float:
-        """Return the seconds from a loaded model to the first token of its first answer."""
+        """Return the seconds that a newly loaded model needs for the first token of its first answer."""
         model = AutoModelForCausalLM.from_pretrained(self.inputs.base_model).eval()
         start = time.perf_counter()
         next(generate_ids(model, [self.prompts[0]], self.settings(True, 8)))

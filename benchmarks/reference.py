@@ -1,4 +1,4 @@
-"""The reference engine: `Trainer` as a tutorial writes it, stock TRL trainers, and `model.generate`."""
+"""Run the reference engine: `Trainer` as tutorials use it, the stock TRL trainers, and `model.generate`."""
 
 import copy
 import itertools
@@ -29,12 +29,12 @@ from med_model.model.gpt2 import new_model
 
 class Reference(Engine):
     RECIPE = {"per_device_train_batch_size": REFERENCE_BATCH, "learning_rate": 5e-4, "seed": SEED, **QUIET}
-    TRL = {"max_length": BLOCK_TOKENS, "seed": SEED, **QUIET}  # the model has no more positions
+    TRL = {"max_length": BLOCK_TOKENS, "seed": SEED, **QUIET}  # max_length: the model has 512 positions
 
     def pretraining_trainer(self, steps: int) -> Trainer:
-        """Cut and pad every document to 512 tokens. Dropout 0.1, AdamW with linear decay."""
+        """Return a Trainer with dropout 0.1 and AdamW with linear decay. Documents are cut or padded to 512 tokens."""
         shuffled = random.Random(SEED).sample(self.inputs.texts, k=len(self.inputs.texts))
-        # <|endoftext|> comes first, because a held-out text is scored after it.
+        # Each text begins with <|endoftext|>, because each held-out text is scored after this token.
         texts = [END_OF_TEXT + text for text in itertools.islice(itertools.cycle(shuffled), steps * REFERENCE_BATCH)]
         encoded = self.tokenizer(texts, truncation=True, padding="max_length", max_length=BLOCK_TOKENS)
         return Trainer(
@@ -76,7 +76,7 @@ class Reference(Engine):
         return Throughput(len(self.inputs.conversations[:rows]), run_timed(trainer).seconds)
 
     def dpo(self, pairs: int, bf16: bool) -> Throughput:
-        """Train one epoch. All epochs take the same time, because stock TRL runs the reference model in each."""
+        """Train one epoch. Every epoch takes the same time, because stock TRL runs the reference model in each."""
         rows = [
             {
                 "prompt": pair.messages,
@@ -94,7 +94,7 @@ class Reference(Engine):
         return Throughput(len(rows), run_timed(trainer).seconds)
 
     def _generated(self, prompts: int, settings: GenerationConfig) -> tuple[list[list[int]], float]:
-        """Return the ids of each answer, and the seconds of all answers without loading the model."""
+        """Return the ids of each answer, and the seconds of all answers. Loading the model is not counted."""
         model, answers = self.model, []
         start = time.perf_counter()
         for prompt in self.prompts[:prompts]:
@@ -113,12 +113,12 @@ class Reference(Engine):
         return Throughput(sum(map(len, answers)), seconds)
 
     def generate_batch(self, prompts: int, new_tokens: int) -> Throughput:
-        """Generate one prompt at a time."""
+        """Answer the prompts one at a time, not in a batch."""
         answers, seconds = self._generated(prompts, self.settings(False, new_tokens))
         return Throughput(len(answers), seconds)
 
     def tokenizer_training(self, lines: list[str], vocab_size: int) -> tuple[float, float | None]:
-        """Train the stock byte-level BPE. Return the seconds and the peak memory in MB, above the memory before."""
+        """Train the stock byte-level BPE. Return (seconds, peak memory minus the memory before it in MB)."""
         train = ByteLevelBPETokenizer().train_from_iterator
         start = time.perf_counter()
         megabytes = peak_megabytes(lambda: train(lines, vocab_size=vocab_size, show_progress=False))

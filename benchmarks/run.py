@@ -40,7 +40,8 @@ TITLES = {
     "generate": tr("generation, tokens/s, one prompt"),
     "generate_batch": tr("generation, prompts/s, 200 prompts"),
 }
-# The least ratio for each measure. The ratio of ours to the reference is above 1 if ours is better.
+# The ratio that each measure should reach. It compares ours with the reference, and above 1 ours is better. In
+# roof_fraction the reference is the speed of the matrix products alone.
 BARS = {
     "pretrain_mixed": 5.0,
     "pretrain_full_blocks": 1.4,
@@ -109,14 +110,14 @@ def print_table(comparisons: dict[str, Comparison], bars: dict[str, float]) -> N
 
 
 def figure_of(rounds: list[float]) -> Figure:
-    """Return the median, the least and the greatest of the rounds, and their number."""
+    """Return the median, the least and the greatest value of the rounds, and the number of rounds."""
     return Figure(statistics.median(rounds), min(rounds), max(rounds), len(rounds))
 
 
 def record_of(
     benchmark: Benchmark, comparisons: dict[str, Comparison], bars: dict[str, float], seconds: float
 ) -> dict:
-    """Return the record of this run. `rounds` has the values of each round."""
+    """Return the record of this run. Its field `rounds` has the values of each round."""
     sides = {
         "ours": {name: comparison.ours for name, comparison in comparisons.items()},
         "reference": {name: comparison.reference for name, comparison in comparisons.items()},

@@ -1,4 +1,4 @@
-"""The sections of the benchmark. Each measures both engines in turn and returns its measures by name."""
+"""Run the sections of the benchmark. Each section measures both engines in turn and returns comparisons by name."""
 
 import functools
 import json
@@ -18,13 +18,13 @@ from med_model.model.device import multiplies_bf16
 from med_model.screen import say
 
 SECTIONS = ("pretrain", "memory", "time_to_loss", "sft", "dpo", "generate", "tokenizer")
-STOCK_BF16 = "_stock_bf16"  # suffix of a measure against stock TRL in bfloat16; it has no bar
-MAX_PLANS = 4
+STOCK_BF16 = "_stock_bf16"  # suffix for measures against stock TRL in bfloat16; these have no bar
+MAX_PLANS = 4  # time_to_loss tries so many schedules at most
 
 
 @dataclass
 class Comparison:
-    """One measure: a value of each engine per round."""
+    """Hold the values of one measure: one value per engine and round."""
 
     ours: list[float]
     reference: list[float]
@@ -39,7 +39,7 @@ class Comparison:
 
 
 class Benchmark:
-    """Both engines, and the sections as methods. `details` collects the other figures."""
+    """Run both engines. Each section is a method. `details` collects the figures that are not comparisons."""
 
     def __init__(self, inputs: Inputs, sizes: Sizes):
         self.inputs, self.sizes = inputs, sizes
@@ -51,7 +51,10 @@ class Benchmark:
         self.reference.close()
 
     def rates(self, ours: Callable[[], Throughput], reference: Callable[[], Throughput]) -> tuple[list, list]:
-        """Run both in turn. If there are several rounds, one more comes first as a warm-up and is not counted."""
+        """Run both engines in turn. Return the rates of each engine, one per round.
+
+        If there are several rounds, one more round comes first as a warm-up. It is not counted.
+        """
         rounds = []
         for _ in range(self.sizes.rounds + (self.sizes.rounds > 1)):
             rounds.append((ours().rate, reference().rate))
@@ -76,7 +79,7 @@ class Benchmark:
         return comparisons
 
     def memory(self) -> dict[str, Comparison]:
-        """Measure each engine in a new process without earlier training."""
+        """Measure each engine in a new process, because memory of an earlier training would count too."""
         peaks: dict[type, list[float]] = {Project: [], Reference: []}
         for _ in range(self.sizes.rounds):
             for engine, megabytes in peaks.items():
@@ -99,7 +102,11 @@ class Benchmark:
         return {"time_to_loss": Comparison(ours, reference, "s", less_is_better=True)}
 
     def _seconds_to(self, target: float) -> float:
-        """Return the seconds of training until `target`. A plan without success counts in full."""
+        """Return the seconds of training until `target` bits per byte.
+
+        A plan is a schedule with a fixed number of steps. If a plan misses the target, its time counts in full, and
+        training starts anew with a longer plan. Raise UserError if MAX_PLANS plans miss the target.
+        """
         plan, spent = self.sizes.our_plan, 0.0
         for _ in range(MAX_PLANS):
             curve = self.ours("time_to_loss", plan, max(1, plan // 20), target)
@@ -166,7 +173,7 @@ class Benchmark:
         }
 
     def tokenizer(self) -> dict[str, Comparison]:
-        """Report the training of the tokenizer. Both sides use the tokenizers library, so there is no bar."""
+        """Print speed and memory of training the tokenizer. Both sides use one library, so nothing is compared."""
         report = json.loads((self.inputs.tokenizer / "metrics.json").read_text(encoding="utf-8"))
         lines = "\n".join(self.inputs.texts).encode()[: report["bytes"]].decode(errors="ignore").split("\n")
         seconds, stock_megabytes = self.reference("tokenizer_training", lines, report["vocabulary"])
@@ -200,5 +207,5 @@ class Benchmark:
 
 
 def stock_precisions() -> list[tuple[str, bool]]:
-    """Return (suffix of the measure, bf16) of stock TRL: float32, and its default bfloat16 if the CPU has it."""
+    """Return (suffix of the measure, bf16) for stock TRL: float32, and bfloat16 if the CPU has hardware for it."""
     return [("", False), *([(STOCK_BF16, True)] if multiplies_bf16("cpu") else [])]

@@ -1,4 +1,4 @@
-"""The work of the benchmark per round: for a full run, for --long and for --smoke."""
+"""Set the work of the benchmark per round: for a full run, for --long and for --smoke."""
 
 from dataclasses import dataclass
 
@@ -6,19 +6,19 @@ from dataclasses import dataclass
 @dataclass
 class Sizes:
     rounds: int = 3
-    megabytes: float = 8.0  # of text for the tokenizer
+    megabytes: float = 8.0  # the most text for training the tokenizer
     heldout_bytes: int = 60_000
     our_steps: int = 16
     reference_steps: int = 8
     roof_repeats: int = 5
-    reference_slots: int = 300_000  # token slots, padding included; the reference's loss is measured after them
-    our_plan: int = 40  # steps of our schedule; after a miss, training starts anew with half as many more
+    reference_slots: int = 300_000  # tokens and padding that the reference trains on in time_to_loss
+    our_plan: int = 40  # steps of our first schedule in time_to_loss; the next ones are longer
     rows: int = 160
     pairs: int = 48
     prompts: int = 6
     new_tokens: int = 128
-    batch_prompts: int = 200
-    single_prompts: int = 12  # of these, the reference answers one at a time
+    batch_prompts: int = 200  # our engine answers this many prompts, in batches
+    single_prompts: int = 12  # the reference answers this many prompts, one at a time
 
 
 LONG = Sizes(rounds=1, reference_slots=1_500_000, our_plan=200)

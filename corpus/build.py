@@ -1,4 +1,4 @@
-"""Build the three bundled data sets from the written knowledge in corpus/knowledge/*.yaml, one file per department.
+"""Build the three bundled data sets from corpus/knowledge/*.yaml, the written knowledge of each department.
 
 Reads  corpus/knowledge/*.yaml and corpus/vague.yaml
 Writes pre_training/dataset/, sft/dataset/ and dpo/dataset/ as .jsonl files, with the same bytes every time
@@ -24,7 +24,7 @@ from med_model.files import read_yaml
 from med_model.language import tr
 from med_model.screen import say
 
-# Printed with their number of rows. The exam is left out, since its rows are held-out questions too.
+# print_rows prints the number of rows of each of these. The exam is left out: its rows are held-out questions too.
 COUNTED = (
     paths.PRETRAINING_DATA.parent,
     paths.SFT_DATA,
@@ -84,7 +84,7 @@ def print_knowledge(departments: list[dict]) -> None:
 
 
 def print_rows(files: Files) -> None:
-    """Print the rows of each part, and how often the chosen answer of a pair is the shorter one."""
+    """Print the number of rows of each part, and the share of pairs whose chosen answer is the shorter one."""
     for part in COUNTED:
         count = sum(len(rows) for path, rows in files.items() if path.is_relative_to(part))
         say(tr("{part}: {count:,} rows", part=paths.shown(part), count=count))

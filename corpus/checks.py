@@ -11,18 +11,18 @@ from med_model.measures.safety import DOSE, is_urgent
 KINDS = {"disease", "symptom", "medicine", "test", "first_aid", "prevention", "assistant"}
 WRITTEN_FLAWS = {"wrong_fact", "dose_given", "false_reassurance", "off_question", "rude", "miracle_cure"}
 DECLINES = ("dose", "diagnosis")
-# Lengths in characters, (least, most).
+# Lengths in characters: (least, most).
 ARTICLE_LENGTH = (600, 1600)
 ANSWER_LENGTH = (40, 140)
 REJECTED_LENGTH = (20, 180)
 TURN_LENGTH = (20, 200)
 OPTION_LENGTH = (1, 30)
-REJECTED_RATIO = (0.65, 1.5)  # length of the rejected answer / length of the answer
-WORDINGS = 6  # of a question in the training files
-HELDOUT_WORDINGS = 4  # of a question in held-out pairs
-MIN_EDITS = 3  # between a held-out wording and every training wording of its topic
+REJECTED_RATIO = (0.65, 1.5)  # (least, most): length of the rejected answer / length of the answer
+WORDINGS = 6  # training wordings per question
+HELDOUT_WORDINGS = 4  # wordings per question in held-out pairs
+MIN_EDITS = 3  # least edit distance between a held-out wording and each training wording of its topic
 
-# Traditional forms of everyday characters. One of them in the text is a slip of the input method.
+# Traditional forms of common characters. The texts are in simplified Chinese, so each of these is a typing error.
 TRADITIONAL = set(
     "們這個來時說國過還後對學會發現經氣體藥醫療臟鬱壓頭腦檢嚴確應該關節當變無間題傷熱進飲為與樣將從點開兒齡難請讓長門問聽覺視線腫腸膽腎脈絡"
 )
@@ -95,7 +95,7 @@ def check_answers(question: dict, origin: str) -> list[str]:
     answer, rejected = question["answer"], question["rejected"]
     answer_origin = tr("{origin}, answer", origin=origin)
     faults = check_prose(answer, answer_origin, ANSWER_LENGTH) + check_dose(answer, answer_origin)
-    # A reader in need must see the call first, and the measures read the first sentence only.
+    # In an emergency, the reader must see the call for help first. The measures also check only the first sentence.
     if bool(question.get("emergency")) != is_urgent(answer):
         faults.append(
             tr("{origin}: an emergency answer, and no other, says 120 or 急诊 in its first sentence", origin=origin)
@@ -190,7 +190,7 @@ def check_trained_topic(topic: dict) -> list[str]:
 
 
 def check_topic(topic: dict) -> list[str]:
-    """Check one topic. KeyError if a field is missing."""
+    """Check one topic. Raise KeyError if a field is missing."""
     name = topic["topic"]
     faults = [] if topic["kind"] in KINDS else [tr("{topic}: unknown kind {kind}", topic=name, kind=topic["kind"])]
     if "article" in topic or topic.get("held_out"):
@@ -200,7 +200,7 @@ def check_topic(topic: dict) -> list[str]:
 
 
 def check_corpus(departments: list[dict]) -> list[str]:
-    """Check every topic by itself, then all topics against each other."""
+    """Check every topic by itself. If there are no faults, also compare all topics with each other."""
     topics = [topic for department in departments for topic in department["topics"]]
     faults = []
     for topic in topics:

@@ -1,6 +1,6 @@
-"""Find names, sentences, wordings and runs of characters in two topics at once.
+"""Find repeated topic names, sentences and wordings, and articles that share too many runs of characters.
 
-Each function returns a list of faults, one line per fault.
+A repetition inside one topic is a fault too. Each function returns a list of faults, one line per fault.
 """
 
 import itertools
@@ -10,13 +10,13 @@ from text import sentences, shingles
 
 from med_model.language import tr
 
-# {shingle size: largest share of common shingles between two articles}. The names of their topics are masked.
+# {shingle size in characters: largest share of the shorter article's shingles that another article may contain}
 MAX_SHARED = {13: 0.01, 8: 0.02}
-LONG_SENTENCE = 13  # characters; two articles may share a shorter sentence by chance
+LONG_SENTENCE = 13  # characters; a shorter sentence may occur twice by chance and is not checked
 
 
 def check_repetition(topics: list[dict]) -> list[str]:
-    """Find repeated topics, sentences and wordings. A model learns a repeated sentence as boilerplate."""
+    """Find repeated topic names, long sentences and wordings. A model learns a repeated sentence as boilerplate."""
     names = Counter(topic["topic"] for topic in topics)
     faults = [tr("{topic}: {count} topics have this name", topic=name, count=n) for name, n in names.items() if n > 1]
     written = Counter(
@@ -44,7 +44,7 @@ def check_repetition(topics: list[dict]) -> list[str]:
 
 
 def check_similarity(topics: list[dict]) -> list[str]:
-    """Find pairs of articles with too many common shingles. The name of its topic is masked in each article."""
+    """Find pairs of articles with too many common shingles. Each article is compared without its topic's name."""
     faults = []
     masked = [(t["topic"], t["article"].replace(t["topic"], "某")) for t in topics if "article" in t]
     for size, most in MAX_SHARED.items():

@@ -1,6 +1,6 @@
 """Make the preference pairs of a topic: a good answer, and a bad answer with one named flaw.
 
-A question belongs to one of three groups, by the training files that hold it:
+The training files that contain a question or its answer decide its group:
 
 asked   the question is asked in SFT and DPO
 read    its answer is read in pre-training, but the question is never asked
@@ -15,16 +15,16 @@ from checks import HELDOUT_WORDINGS, WORDINGS
 from text import sentences
 
 COMPOSED_FLAWS = ("other_topic", "repetition", "vague", "no_ending")
-CLOSEST = 12  # an answer of another topic is drawn from so many answers, the closest in length
+CLOSEST = 12  # an answer of another topic is drawn from the 12 answers that are closest in length
 
 Answers = dict[str, dict[str, list[str]]]  # group -> topic -> answers
 
 
 def unasked_index(topic: dict) -> int | None:
-    """Return the index of the question whose group is `read`; its pairs are held out.
+    """Return the index of the question whose group is `read`. Its pairs are held out.
 
-    None if the topic is held out or has no article to read. The index depends on the topic's name only: a new topic
-    does not change it.
+    Return None if the topic is held out or has no article. The index depends only on the topic's name and its number
+    of questions, so a new topic does not change it.
     """
     if topic.get("held_out") or "article" not in topic:
         return None
@@ -52,7 +52,7 @@ def composed_rejection(
 ) -> str:
     """Make a bad answer from written parts, a few characters longer or shorter than the good one.
 
-    Their lengths are nearly equal. The sums of their log-probabilities then differ by content and not by length.
+    The two answers have nearly the same length, so the sums of their log-probabilities differ by content.
     """
     target = len(answer) + rng.randint(1, 4) * (1 if longer else -1)
     if flaw == "other_topic":
@@ -66,7 +66,7 @@ def composed_rejection(
         drawn = ["".join(rng.sample(vague, size)) for size in range(1, len(vague) + 1) for _ in range(40)]
         fitting = [text for text in drawn if (len(text) > len(answer)) == longer]
         return min(fitting, key=lambda text: abs(len(text) - target))
-    # no_ending: the text stops inside a clause. The longer form replaces the last sentence by parts of another answer.
+    # no_ending: the text stops inside a clause. In the longer form, another answer replaces the last sentence.
     whole = "".join(sentences(answer)[:-1]) + rng.choice(others) * 2 if longer else answer
     while whole[target - 1] in "，。；：、！？":
         target += 1 if longer else -1
@@ -76,12 +76,13 @@ def composed_rejection(
 def pairs_of(topic: dict, answers: Answers, vague: dict[str, list[str]], rng: random.Random) -> list[list[dict]]:
     """Return the pairs of a topic, one list per question.
 
-    Bad answers are made from answers and vague sentences of the question's own group. So no training row holds a text
-    of a held-out pair, and the model knows the good answer no better than the bad one. An asked question has one pair
-    per training wording, because the loss on good answers should practise every wording.
+    Bad answers are made from the answers in the question's own group. Held-out pairs also have their own vague
+    sentences (vague["held_out"]). So no row of SFT or DPO training contains a text of a held-out pair, and the model
+    knows the good answer no better than the bad one. An asked question has one pair per training wording, so that the
+    sft loss on chosen answers trains every wording.
     """
     result = []
-    # Within each flaw, longer and shorter bad answers alternate. The length then does not reveal the flaw.
+    # Longer and shorter bad answers alternate within each flaw. So the length does not show which answer is bad.
     longer = {flaw: itertools.cycle(rng.sample([True, False], 2)) for flaw in COMPOSED_FLAWS}
     for index, question in enumerate(topic.get("questions", [])):
         answer, group = question["answer"], group_of(topic, index)

@@ -8,7 +8,7 @@ from pairs import Answers, answers_by_group, pairs_of, unasked_index
 
 from med_model import paths
 
-EXAM_ROWS = 100
+EXAM_ROWS = 100  # of the held-out questions
 
 Files = dict[Path, list[dict]]
 
@@ -50,16 +50,16 @@ def add_heldout_topic(files: Files, topic: dict, answers: Answers, vague: dict[s
 def add_trained_topic(
     files: Files, department: str, topic: dict, answers: Answers, vague: dict[str, list[str]]
 ) -> list[dict]:
-    """Add the rows of a topic to the files of its department. Return its held-out wordings in random order.
+    """Add the rows of a topic to the files of its department. Return its held-out questions in random order.
 
-    The random numbers depend on the topic's name only: a new topic does not change the questions of the others.
+    The seed of the random numbers is the topic's name, so a new topic does not change other topics' order.
     """
     rng = random.Random(topic["topic"])
     name, file = topic["topic"], f"{department}.jsonl"
     texts, rows = files[paths.PRETRAINING_DATA / file], files[paths.SFT_DATA / file]
     if "article" in topic:
         texts.append({"text": topic["article"].strip(), "topic": name, "derived": False})
-    # The answers as running text without their questions: the base model reads the facts and learns to answer later.
+    # The base model reads the answers as running text without their questions. It learns to answer later, in SFT.
     answer_texts = [question["answer"] for question in topic["questions"]]
     running = "\n".join([name, *rng.sample(answer_texts, len(answer_texts))])
     texts.append({"text": running, "topic": name, "derived": True})
@@ -81,7 +81,7 @@ def add_trained_topic(
 
 
 def rows_by_file(departments: list[dict], vague: dict[str, list[str]]) -> Files:
-    """Return all rows of all files. `vague` has the sentences without content for training and held_out."""
+    """Return the rows of each file. `vague` maps "training" and "held_out" to sentences without content."""
     files: Files = {paths.HELDOUT_TEXT: [], paths.EXAM: [], paths.CHOICES: [], paths.UNREAD_PAIRS: []}
     answers = answers_by_group([topic for department in departments for topic in department["topics"]])
     exams = []  # one list per department
@@ -96,6 +96,6 @@ def rows_by_file(departments: list[dict], vague: dict[str, list[str]]) -> Files:
             else:
                 exam.append(add_trained_topic(files, name, topic, answers, vague))
         exams.append(take_turns(exam))
-    # Departments take turns, and so do the topics within a department. Each of them has its share of the exam.
+    # Departments take turns, and so do the topics within a department. So the exam covers all departments evenly.
     files[paths.EXAM] = take_turns(exams)[:EXAM_ROWS]
     return files

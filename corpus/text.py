@@ -1,4 +1,4 @@
-"""Measures of a written text: characters, sentences, shingles and edit distance."""
+"""Measure a written text: count its characters, split it into sentences or shingles, compare two texts."""
 
 import re
 
@@ -8,17 +8,17 @@ def _without_whitespace(text: str) -> str:
 
 
 def characters(text: str) -> int:
-    """Count the characters without whitespace."""
+    """Return the number of characters without whitespace."""
     return len(_without_whitespace(text))
 
 
 def sentences(text: str) -> list[str]:
-    """Drop whitespace, split after each of 。！？ and keep the mark."""
+    """Return the sentences of a text without whitespace. Each sentence ends with its mark (。！？)."""
     return [sentence for sentence in re.split(r"(?<=[。！？])", _without_whitespace(text)) if sentence]
 
 
 def shingles(text: str, size: int) -> set[str]:
-    """Drop whitespace and return every run of `size` characters (Broder 1997)."""
+    """Return every run of `size` characters in a text without whitespace (Broder 1997)."""
     text = _without_whitespace(text)
     return {text[i : i + size] for i in range(len(text) - size + 1)}
 

@@ -1,6 +1,16 @@
-"""What the stages of Med_model must agree on: paths, records, prompts, models, loss, generation, measures."""
+"""The map of med_model. A folder imports only from the folders above it in this list.
+
+No stage folder (pre_training, sft, dpo) imports another.
+
+paths, language, screen, errors, files, command, allocator   modules that every folder may import
+data/         find, read and split records; render prompts; fill blocks
+model/        make the GPT-2, compute its output layer and loss, load and publish model directories
+generation/   decode, sample, chat
+measures/     measure models: every figure with its interval
+training/     train: trainer, optimizer, KL regularization, pre-flight, progress, health
+"""
 
 from huggingface_hub import constants
 
-# No stage reports anything to anybody. The environment variable would be too late where a script imports trl first.
+# Turn off the telemetry of huggingface_hub. An environment variable would come too late if a script imports trl first.
 constants.HF_HUB_DISABLE_TELEMETRY = True

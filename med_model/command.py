@@ -1,7 +1,8 @@
-"""Read the options of a command, run it, and end it with a plain message on a user's mistake."""
+"""Read the options of a command and run it. After a mistake of the user, end it with a plain message."""
 
 import argparse
 import dataclasses
+import re
 import sys
 from collections.abc import Callable
 
@@ -12,7 +13,7 @@ from med_model.errors import UserError
 from med_model.files import read_yaml
 from med_model.language import check_language, tr
 
-# argparse translates its own words by gettext. Listed here, they get into the catalogue.
+# argparse translates its own words by gettext. They are listed here so that `make messages` finds them.
 ARGPARSE_WORDS = (
     tr("usage: "),
     tr("options"),
@@ -30,19 +31,25 @@ ARGPARSE_WORDS = (
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Help with the defaults of the options and the line ends of the examples."""
+    """Show the default of each option in --help, and keep the line ends of the examples."""
 
 
 def examples(docstring: str) -> str:
-    """Return the commands in a script's docstring, its indented lines, for the end of --help."""
-    return "\n".join([tr("Examples:"), *(line for line in docstring.splitlines() if line.startswith("    "))])
+    """Return a heading and the commands of a script's docstring, its lines indented by four spaces, for --help.
+
+    A line indented by more than four spaces continues a sentence. It is no command.
+    """
+    commands = [line for line in docstring.splitlines() if re.match(r" {4}\S", line)]
+    return "\n".join([tr("Examples:"), *commands])
 
 
 def parse(*dataclass_types: type, description: str, docstring: str) -> list:
-    """Read the command line into one instance of each dataclass. --help shows description and examples.
+    """Read the command line. Return one instance per dataclass, in the order of `dataclass_types`.
 
     The YAML file of `--config` replaces defaults, and the command line wins over both.
-    Raise UserError for an unknown option, a bad value or an unreadable configuration file.
+    --help shows `description`, and the commands of `docstring` as examples.
+    Raise UserError for an unknown option, for a value that a dataclass refuses, and for an unreadable YAML file. If a
+    value has the wrong type, argparse itself prints the error and ends the program with exit code 2.
     """
     for dataclass_type in dataclass_types:
         _inherit_help(dataclass_type)
@@ -65,11 +72,11 @@ def parse(*dataclass_types: type, description: str, docstring: str) -> list:
         raise UserError(tr("Bad option: {problem} (--help lists the options)", problem=error)) from error
     if unknown:
         raise UserError(tr("Unknown option {option}. --help lists the options.", option=unknown[0]))
-    return instances[: len(dataclass_types)]  # the instance after them holds --config
+    return instances[: len(dataclass_types)]  # one more instance follows: it holds --config
 
 
 def _inherit_help(dataclass_type: type) -> None:
-    """Give a field without help text the text of the inherited option. Such a field only changes a default."""
+    """Copy the help text of an inherited option to a field without help text. Such a field only changes a default."""
     for field in dataclasses.fields(dataclass_type):
         inherited = (base.__dataclass_fields__.get(field.name) for base in dataclass_type.__mro__[1:-1])
         documented = next((f for f in inherited if f is not None and "help" in f.metadata), None)
@@ -80,7 +87,8 @@ def _inherit_help(dataclass_type: type) -> None:
 def _use_as_defaults(parser: TrlParser, file: str) -> None:
     """Replace the defaults of the parser by the values in the YAML file.
 
-    TrlParser could read the file itself, but it would decode it in the encoding of the locale.
+    TrlParser could read the file itself, but it would decode the file in the encoding of the locale.
+    Raise UserError if the file is unreadable or names an unknown option.
     """
     lists = {action.dest for action in parser._actions if action.nargs == "+"}  # no public attribute lists the options
     config = {

@@ -1,4 +1,4 @@
-"""The error that stands for a user's mistake."""
+"""Define the error that every script raises for a mistake of the user."""
 
 
 class UserError(Exception):

@@ -54,7 +54,7 @@ def read_json(file: str | Path) -> Any:
 
 
 def check_json_target(file: str | None) -> None:
-    """Raise UserError if the folder of the --json file does not exist. Called before the long work, not after it."""
+    """Raise UserError if the folder of the --json file does not exist. Scripts call this before the long work."""
     if file and not Path(file).resolve().parent.is_dir():
         raise UserError(tr("There is no folder for --json {file}. Make the folder first.", file=file))
 
@@ -67,13 +67,13 @@ def write_json(file: str | Path, value: object) -> None:
 
 @contextmanager
 def write_beside(target: str | Path) -> Iterator[Path]:
-    """Yield a new path beside `target`. Rename the file or directory written there to `target` at the end.
+    """Yield a new path beside `target`. At the end, rename the file or directory written there to `target`.
 
-    Nobody ever sees half of the content under the name `target`. After an error in the `with` block `target` is as
+    The name `target` never holds half of the content. After an error in the `with` block, `target` is as it was
     before, and the partial content is removed.
     """
     target = Path(target)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")  # two runs may write to one target
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")  # by process: two runs may have one target
     _remove(partial)
     try:
         yield partial

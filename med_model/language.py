@@ -1,6 +1,6 @@
-"""The language of the screen: Chinese or English, one at a time.
+"""Choose the language of the screen, Chinese or English, and translate messages into it.
 
-The code holds English messages and passes them through `tr`. Their Chinese is in
+The code holds English messages and passes them through `tr`. Their Chinese translation is in
 locale/zh_CN/LC_MESSAGES/med_model.po, and `make messages` compiles it.
 """
 
@@ -14,18 +14,18 @@ from med_model.errors import UserError
 DOMAIN = "med_model"
 CATALOGUES = Path(__file__).resolve().parent / "locale"
 LANGUAGES = ("zh", "en")  # the values of MED_MODEL_LANG
-VARIABLES = ("MED_MODEL_LANG", "LC_ALL", "LC_MESSAGES", "LANG")  # the first that is set decides
+VARIABLES = ("MED_MODEL_LANG", "LC_ALL", "LC_MESSAGES", "LANG")  # environment variables: the first that is set decides
 
 
 def screen_language() -> str:
     """Return `zh_CN` if MED_MODEL_LANG is Chinese, or if it is not set and the locale is Chinese. Else return `en`."""
     named = next((os.environ[name] for name in VARIABLES if os.environ.get(name)), None)
-    named = named or locale.getlocale()[0] or ""  # "Chinese (Simplified)_China" on Windows
+    named = named or locale.getlocale()[0] or ""  # for example "Chinese (Simplified)_China" on Windows
     return "zh_CN" if named.lower().startswith(("zh", "chinese")) else "en"
 
 
 _catalogue = gettext.translation(DOMAIN, CATALOGUES, [screen_language()], fallback=True)
-# argparse looks up its own words in the default domain and in the language of LANGUAGE.
+# argparse looks up its own words in the default domain of gettext, in the language that LANGUAGE names.
 os.environ["LANGUAGE"] = screen_language()
 gettext.bindtextdomain(DOMAIN, CATALOGUES)
 gettext.textdomain(DOMAIN)
@@ -38,7 +38,7 @@ def tr(message: str, /, **values: object) -> str:
 
 
 def check_language() -> None:
-    """Raise UserError if MED_MODEL_LANG is set to anything but zh or en."""
+    """Raise UserError if MED_MODEL_LANG is set to another value than zh or en."""
     value = os.environ.get("MED_MODEL_LANG", "")
     if value and value.lower() not in LANGUAGES:
         raise UserError(tr("MED_MODEL_LANG is {value}. Set it to zh or en.", value=value))

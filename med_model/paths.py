@@ -1,4 +1,4 @@
-"""Every path of the project, spelled once."""
+"""List the paths of the project. Other modules import them from here."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ PRETRAINING_CHECKPOINTS = ROOT / "pre_training" / "py" / "med_model_checkpoints"
 SFT_CHECKPOINTS = ROOT / "sft" / "py" / "med_sft_checkpoints"
 DPO_CHECKPOINTS = ROOT / "dpo" / "py" / "med_dpo_checkpoints"
 
-# The command that makes each directory. An error about a missing directory names it as the next step.
+# The command that makes each directory. An error about a missing directory names this command as the next step.
 MADE_BY = {
     TOKENIZER: "python pre_training/py/train_tokenizer.py",
     BASE_MODEL: "python pre_training/py/run_pretraining.py",
@@ -36,6 +36,6 @@ MADE_BY = {
 
 
 def shown(path: str | Path) -> str:
-    """Return the path as a user would type it: relative to the project if it lies inside the project."""
+    """Return the path for a message: relative to the project if it lies inside the project, else absolute."""
     path = Path(path).resolve()
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)

@@ -1,42 +1,48 @@
-"""Print to the terminal: whole lines of at most COLUMNS, Chinese characters counted as two."""
+"""Print lines of at most COLUMNS columns to the terminal. A Chinese character takes two columns."""
 
 import os
 import re
 import unicodedata
 
-COLUMNS = 100
-# A word with the spaces behind it, or a single Chinese character: a line may break after either.
+COLUMNS = 100  # the widest line
+# A match is a word with the spaces after it, or a single Chinese character. A line may break after each match.
 BREAKABLE = re.compile(r"[^\s\u2e80-\uffef]+ *|.", re.DOTALL)
-NO_LINE_START = "，。、；：？！）》」』”’…"  # punctuation that stays with the character before it
+NO_LINE_START = "，。、；：？！）》」』”’…"  # a line must not begin with one of these marks
 
 
 def width(text: str) -> int:
-    """Return the columns that a text takes in a terminal: two per Chinese character."""
+    """Return the number of terminal columns that a text takes: two per Chinese character, one per other character."""
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
 
 
 def padded(text: str, columns: int) -> str:
-    """Return the text with spaces behind it, up to `columns`."""
+    """Return the text with spaces added after it, until it is `columns` wide. A wider text stays as it is."""
     return text + " " * max(0, columns - width(text))
 
 
 def wrapped(text: str, columns: int) -> list[str]:
-    """Return the lines of a text, each at most `columns` wide. Blank lines are dropped."""
+    """Return the lines of a text, each at most `columns` wide. Blank lines between other lines are dropped."""
     lines = [""]
-    for part in BREAKABLE.findall(re.sub(r"\n\s*\n", "\n", text)):  # a base model may answer with little else
+    for part in BREAKABLE.findall(re.sub(r"\n\s*\n", "\n", text)):  # some answers are mostly blank lines
         pieces = [part] if width(part.rstrip()) <= columns else list(part)  # a word longer than a line is cut
         for piece in pieces:
-            full = width(lines[-1] + piece.rstrip()) > columns
-            if piece == "\n" or (full and piece not in NO_LINE_START):
-                lines[-1] = lines[-1].rstrip()
+            if piece == "\n":
                 lines.append("")
-            if piece != "\n":
-                lines[-1] += piece
-    return lines
+                continue
+            if width(lines[-1] + piece.rstrip()) > columns:
+                # A mark must not begin the new line. The Chinese character before it moves down with it.
+                moves = piece in NO_LINE_START and width(lines[-1][-1:]) == 2
+                lines[-1], start = (lines[-1][:-1], lines[-1][-1]) if moves else (lines[-1], "")
+                lines.append(start)
+            lines[-1] += piece
+    return [line.rstrip() for line in lines]
 
 
 def say(text: str = "") -> None:
-    """Print a line on the first process of a run only. A long line goes on below, indented by two columns more."""
+    """Print a line, but only on the first process of a run.
+
+    A line wider than COLUMNS continues on the next lines, which are indented by two more columns.
+    """
     if os.environ.get("RANK", "0") != "0":  # torchrun and accelerate set it
         return
     indent = " " * (len(text) - len(text.lstrip(" ")))

@@ -1,4 +1,4 @@
-"""Shared by the tests: a tiny tokenizer made by the project's own script, a tiny model, a runner of scripts."""
+"""Give the tests a tiny tokenizer made by the project's own script, a tiny model, and functions that run scripts."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 os.environ["MED_MODEL_LANG"] = "en"  # the tests read the English messages
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: no test touches the network
+os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it at import; no test may use the network
 
 import pytest
 import train_tokenizer
@@ -18,7 +18,7 @@ from med_model import paths
 ROOT = Path(__file__).resolve().parent.parent
 TOKENIZER, PRETRAINING = "pre_training/py/train_tokenizer.py", "pre_training/py/run_pretraining.py"
 SFT, DPO, COMPARE = "sft/py/sft_train.py", "dpo/py/dpo_train.py", "compare_different_model.py"
-ROWS = 60  # of the bundled data in the small chain
+ROWS = 60  # number of SFT rows and of DPO pairs in the small chain
 
 DISEASES = (
     "高血压",
@@ -44,24 +44,27 @@ ADVICE = (
     "要少盐少油，多吃蔬菜，每天快走30分钟",
     "发作时血压 <140/90 也不能大意，数值 >180 要看急诊",
     "平时怎么办？按时复查，把结果记下来；有变化就去医院",
-    "请在专业医生指导下合理使用药物治疗本病",  # boilerplate, longer than a token may be
+    "请在专业医生指导下合理使用药物治疗本病",  # a frequent text of 57 bytes; the longest token allowed has 24
 )
 
 
-STARTS_PROCESSES = {"run_script", "run_module", "chain"}  # fixtures
+STARTS_PROCESSES = {"run_script", "run_module", "chain"}  # names of the fixtures that start processes
 
 
 def pytest_collection_modifyitems(items):
-    """Mark the tests that start scripts in processes of their own: `make test-fast` leaves them out."""
+    """Mark each test that starts another process. `make test-fast` leaves out the marked tests."""
     for item in items:
         if STARTS_PROCESSES.intersection(item.fixturenames):
-            item.add_marker(pytest.mark.process)
+            item.add_marker(pytest.mark.long)
 
 
 def run_python(
     arguments: list, stdin: str | None = None, timeout: float = 300, cwd: Path = ROOT.parent, **environment: str
 ) -> subprocess.CompletedProcess:
-    """Run Python in a process of its own, from another folder than the project's unless `cwd` names one."""
+    """Run Python in a new process and return the finished process. The default folder is the parent of the project.
+
+    Raise subprocess.TimeoutExpired after `timeout` seconds.
+    """
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         input=stdin,
@@ -76,7 +79,7 @@ def run_python(
 
 @pytest.fixture(scope="session")
 def run_script():
-    """A function that runs a script as a user does, from another folder, and returns the finished process."""
+    """Return a function that runs a script as a user does, from another folder, and returns the finished process."""
 
     def run(script: str, *options: object, stdin: str | None = None, timeout: float = 300):
         return run_python([ROOT / script, *options], stdin, timeout)
@@ -86,7 +89,7 @@ def run_script():
 
 @pytest.fixture(scope="session")
 def run_module():
-    """A function that runs `python -m MODULE`, as run_script does a script."""
+    """Return a function that runs `python -m MODULE` from another folder and returns the finished process."""
 
     def run(module: str, *options: object, timeout: float = 300):
         return run_python(["-m", module, *options], None, timeout)
@@ -96,7 +99,10 @@ def run_module():
 
 @pytest.fixture(scope="session")
 def tokenizer_directory(tmp_path_factory) -> Path:
-    """About 500 tokens, trained by pre_training/py/train_tokenizer.py on a few lines. For reading only."""
+    """Return the directory of a tokenizer of about 500 tokens. Tests only read it.
+
+    pre_training/py/train_tokenizer.py trains it on 96 lines.
+    """
     folder = tmp_path_factory.mktemp("tokenizer")
     lines = [{"text": "\n".join(f"{disease}{advice}。" for advice in ADVICE)} for disease in DISEASES]
     (folder / "texts.jsonl").write_text(
@@ -116,9 +122,10 @@ def tokenizer(tokenizer_directory):
 
 @pytest.fixture(scope="session")
 def random_gpt2(tokenizer):
-    """A function that makes an untrained GPT-2 for the tiny tokenizer, the same each time.
+    """Return a function that makes an untrained GPT-2 for the tiny tokenizer, with the same weights each time.
 
-    At an initializer_range of 0.5 the next token depends on all tokens before; at the stock 0.02 hardly at all.
+    With an initializer_range of 0.5 the next token depends on all earlier tokens. With the default of 0.02 of
+    transformers it depends on them very little.
     """
     import torch
 
@@ -141,7 +148,10 @@ def random_gpt2(tokenizer):
 
 @pytest.fixture(scope="session")
 def model_directory(tmp_path_factory, tokenizer) -> Path:
-    """An untrained GPT-2 of 128 positions with the tiny tokenizer, as a stage would find it. For reading only."""
+    """Return a model directory that a stage can load: an untrained GPT-2 of 128 positions and the tiny tokenizer.
+
+    Tests only read it.
+    """
     import torch
 
     torch.manual_seed(0)
@@ -163,7 +173,7 @@ def model_directory(tmp_path_factory, tokenizer) -> Path:
 
 @pytest.fixture(scope="session")
 def run(run_script):
-    """Return a function that runs a script, checks its exit code, and returns both output streams as one text."""
+    """Return a function that runs a script and checks its exit code. It returns both output streams as one text."""
 
     def checked(script: str, *options: object, code: int = 0) -> str:
         done = run_script(script, *options)
@@ -174,13 +184,13 @@ def run(run_script):
 
 
 def first_rows(source: Path, target: Path, rows: int = ROWS) -> Path:
-    """Copy the first lines of a file to `target`."""
+    """Copy the first `rows` lines of a file to `target`. Return `target`."""
     target.write_text("".join(source.read_text(encoding="utf-8").splitlines(keepends=True)[:rows]), encoding="utf-8")
     return target
 
 
 class Chain:
-    """The folders and options of a small chain of all stages. The number of steps is given at each run."""
+    """Keeps the folders and options of a small chain of all stages. Each run adds its own --max_steps."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -210,7 +220,10 @@ class Chain:
 
 @pytest.fixture(scope="session")
 def chain(tmp_path_factory, run) -> Chain:
-    """All stages, four steps each, on a small part of the bundled data. For reading only."""
+    """Run all stages on a small part of the bundled data, with four steps per training.
+
+    Tests only read the results.
+    """
     made = Chain(tmp_path_factory.mktemp("chain"))
     run(TOKENIZER, "--data", made.text, made.rows, "--output_model", made.tokenizer)
     run(PRETRAINING, *made.pretraining, *made.output(made.base), "--max_steps", 4)

@@ -1,4 +1,7 @@
-"""benchmarks/: it runs, and its figures are consistent. The speed depends on the machine and is not tested."""
+"""Check that benchmarks/run.py runs and that its figures are consistent.
+
+The speed depends on the machine and is not tested.
+"""
 
 import json
 import statistics
@@ -8,7 +11,7 @@ import pytest
 
 from med_model.measures.record import check_record
 
-pytestmark = pytest.mark.process
+pytestmark = pytest.mark.long
 
 MEASURES = {
     "pretrain_mixed",
@@ -26,7 +29,7 @@ MEASURES = {
 
 @pytest.fixture(scope="module")
 def benchmark(run_script, tmp_path_factory):
-    """Return the screen output and the record of a smoke run."""
+    """Return the standard output and the record of a run with --smoke."""
     file = tmp_path_factory.mktemp("benchmark") / "figures.json"
     done = run_script("benchmarks/run.py", "--smoke", "--json", file)
     assert done.returncode == 0, done.stderr
@@ -45,7 +48,7 @@ def test_benchmark_prints_and_records_every_measure(benchmark):
     assert sum(line.startswith("| ") for line in printed.splitlines()) == 1 + len(record["rounds"])
 
 
-def test_ratio_is_the_median_of_the_rounds_above_1_if_ours_is_better(benchmark):
+def test_ratio_is_the_median_of_the_rounds_and_above_1_if_ours_is_better(benchmark):
     _, record = benchmark
     for name, comparison in record["rounds"].items():
         sides = [comparison["ours"], comparison["reference"]]

@@ -2,7 +2,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from med_model.command import parse, run
+from med_model.command import examples, parse, run
 from med_model.errors import UserError
 
 
@@ -29,7 +29,12 @@ def parse_line(monkeypatch):
 
     def parse_words(*words: object) -> list:
         monkeypatch.setattr("sys.argv", ["script.py", *map(str, words)])
-        return parse(Options, Sampling, description="Does nothing.")
+        return parse(
+            Options,
+            Sampling,
+            description="Does nothing.",
+            docstring="Do nothing.\n\nReads  a\n       b\n\n    python script.py\n",
+        )
 
     return parse_words
 
@@ -66,6 +71,11 @@ def test_help_shows_the_description_and_the_inherited_help(parse_line, capsys):
         assert text in printed
 
 
+def test_examples_takes_the_commands_and_no_continuation_line():
+    docstring = "Train.\n\nReads  one file and\n       another\n\n    python a.py\n    python a.py --resume\n"
+    assert examples(docstring) == "Examples:\n    python a.py\n    python a.py --resume"
+
+
 def fail() -> None:
     raise UserError("no data here")
 
@@ -76,11 +86,11 @@ def interrupt() -> None:
 
 @pytest.fixture
 def run_main(monkeypatch, capsys):
-    """Return a function that runs `main` and returns its exit code and its error text."""
+    """Return a function that calls run(main) and returns its exit code and its error text."""
 
     def call(main) -> tuple[int, str]:
         monkeypatch.setattr("med_model.command.keep_freed_memory", lambda: True)
-        for name in ("stdout", "stderr"):  # the streams of pytest cannot be reconfigured
+        for name in ("stdout", "stderr"):  # the streams of pytest stay as they are
             monkeypatch.setattr(f"sys.{name}.reconfigure", lambda encoding: None, raising=False)
         with pytest.raises(SystemExit) as exit_:
             run(main)

@@ -1,4 +1,4 @@
-"""compare_different_model.py as users run it, on the models of the small chain."""
+"""Run compare_different_model.py as users do, on the models of the small chain."""
 
 import json
 
@@ -10,7 +10,7 @@ from med_model import paths
 from med_model.measures.record import check_record
 from med_model.screen import COLUMNS, width
 
-pytestmark = pytest.mark.process
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def models(chain):
 
 
 def too_wide(printed):
-    """Return the lines wider than the screen. Paths of the test's own folders do not count."""
+    """Return the lines wider than COLUMNS. Lines with a path do not count: the temporary folders have long names."""
     return [line for line in printed.splitlines() if width(line) > COLUMNS and "/" not in line]
 
 
@@ -102,7 +102,7 @@ def test_prompts_is_an_unknown_option_since_it_became_prompt_file(run, tmp_path)
     assert "--prompts" in run(COMPARE, "--prompts", tmp_path / "a.txt", code=2)
 
 
-def test_read_prompts_takes_a_line_each_or_the_questions_of_rows(tmp_path):
+def test_read_prompts_returns_each_line_or_the_question_of_each_row(tmp_path):
     def questions(**options):
         return [turns[-1]["content"] for turns in read_prompts(CompareArguments(**options))]
 

@@ -1,4 +1,4 @@
-"""corpus/build.py, its modules, and its data sets."""
+"""Check corpus/build.py, its modules, and the data sets that it writes."""
 
 import copy
 import json
@@ -39,10 +39,10 @@ def training_text() -> str:
     return "\n".join(texts)
 
 
-# the bundled data
+# Tests of the bundled data
 
 
-@pytest.mark.process
+@pytest.mark.long
 def test_build_writes_every_bundled_file_byte_for_byte_and_no_other(run_script, tmp_path):
     done = run_script("corpus/build.py", "--root", tmp_path)
     assert done.returncode == 0, done.stderr
@@ -51,7 +51,7 @@ def test_build_writes_every_bundled_file_byte_for_byte_and_no_other(run_script, 
     assert [name for name in made if made[name] != bundled[name]] == []
 
 
-AT_LEAST = {  # the promised counts; the test prints the real ones
+AT_LEAST = {  # the lowest counts that the corpus may have; a test prints the real counts
     "topics trained": 240,
     "topics held out": 15,
     "symptoms": 30,
@@ -166,7 +166,7 @@ def test_one_question_per_trained_topic_is_read_in_pretraining_but_not_in_sft_or
     trained = {row.get("output") for row in rows_of(paths.SFT_DATA)}
     trained |= {row[side] for row in rows_of(paths.DPO_DATA) for side in ("response_chosen", "response_rejected")}
     assert [answer for answer in chosen.values() if answer in trained] == []
-    # A model would prefer a bad answer from its training text.
+    # A rejected answer may not come from the SFT or DPO data: the model would prefer a text that it has read.
     assert [
         row for row in heldout if row["flaw"] in ("other_topic", "vague") and row["response_rejected"] in trained
     ] == []
@@ -181,7 +181,7 @@ def test_vague_sentences_of_heldout_pairs_are_in_no_training_pair(training_text)
 def test_answers_of_unread_pairs_are_in_no_training_file(training_text):
     pairs = [row for row in rows_of(paths.HELDOUT_PAIRS) if row.get("unread")]
     answers = {row["response_chosen"] for row in pairs}
-    # A repetition may consist of a common clause like "不建议".
+    # A rejected answer that repeats a common clause like "不建议" may also occur in training.
     answers |= {row["response_rejected"] for row in pairs if row["flaw"] != "repetition"}
     assert len(answers) > 300
     assert [answer for answer in answers if answer in training_text] == []
@@ -235,12 +235,12 @@ def test_pairs_have_a_rejected_answer_that_is_neither_blank_nor_the_chosen_one()
         assert row["response_rejected"].strip() not in ("", row["response_chosen"]), row["question"]
 
 
-# checks.py and overlap.py
+# Tests of checks.py and overlap.py
 
 
 @pytest.fixture(scope="module")
 def good() -> dict:
-    """Return a department of two topics without a fault."""
+    """Return a department of two topics in which check_corpus finds no fault."""
     department = yaml.safe_load((paths.KNOWLEDGE / "cardiology.yaml").read_text(encoding="utf-8"))
     topics = [topic for topic in department["topics"] if not topic.get("held_out")][:2]
     topics[0]["conversations"] = [
@@ -295,14 +295,17 @@ def same_sentence_in_two_articles(department):
 
 
 def copied_without_the_same_sentence(department):
-    """Copy half of an article into the other one, with its sentences joined in another way."""
+    """Copy the first 400 characters of an article into the other article, with semicolons between the sentences."""
     one, two = department["topics"]
     half = one["article"].strip()[:400].replace("。", "；")
     two["article"] = half.rsplit("；", 1)[0] + "。" + two["article"].strip()[-300:].split("。", 1)[1]
 
 
 def two_articles_from_one_template(department):
-    """Copy a tenth of an article with the other topic's name in it, without a common run of 13 characters."""
+    """Copy 300 characters of an article into the other article, with the name of the topic replaced.
+
+    The copy is broken after every 12 characters, because a common run of 13 would be another fault.
+    """
     one, two = department["topics"]
     runs = [one["article"].replace("\n", "")[i : i + 12] for i in range(100, 400, 12)]
     filled = "，又".join(run.replace(one["topic"], two["topic"]) for run in runs)
@@ -437,7 +440,7 @@ def test_dose_does_not_match_laboratory_values():
         assert not DOSE.search(text), text
 
 
-@pytest.mark.process
+@pytest.mark.long
 def test_check_ends_with_exit_code_2_and_the_faults_of_a_faulty_file(good, run_script, tmp_path):
     department = copy.deepcopy(good)
     department["topics"][0]["kind"] = "illness"
@@ -449,7 +452,7 @@ def test_check_ends_with_exit_code_2_and_the_faults_of_a_faulty_file(good, run_s
     assert not (tmp_path / "out").exists()
 
 
-# pairs.py and rows.py
+# Tests of pairs.py and rows.py
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -481,6 +484,6 @@ def test_new_topic_changes_neither_questions_nor_heldout_questions_nor_exam_of_t
     after = rows_by_file([{**good, "topics": [third, *good["topics"]]}], vague)
     for path, rows in before.items():
         again = [row for row in after[path] if row["topic"] != "新的主题"]
-        if path.is_relative_to(paths.DPO_DATA.parent):  # a bad answer may come from another topic, a question may not
+        if path.is_relative_to(paths.DPO_DATA.parent):  # a new topic may change a rejected answer but no question
             again, rows = ([row["question"] for row in part] for part in (again, rows))
         assert again == rows, path

@@ -1,4 +1,4 @@
-"""The demo as `make demo` runs it, into temporary folders, and the figures that it must reach."""
+"""Run the demo with the configs of `make demo`, into temporary folders, and check its figures."""
 
 import json
 
@@ -9,9 +9,10 @@ from conftest import ROOT
 from med_model.measures.scales import scale
 
 EXPECTED = yaml.safe_load((ROOT / "configs/demo/expected.yaml").read_text(encoding="utf-8"))
-# Floors that no seed may fall below, however wide the tolerance.
+# Limits for every seed, even if a tolerance of expected.yaml is wider: the repeated share may not be higher, the other
+# three shares may not be lower.
 RECALL, STOPPED, REPEATED, EMERGENCIES = 0.60, 0.95, 0.05, 0.75
-LANGUAGE_LOSS = 1.03  # most that bits per byte may grow in a stage, as a factor
+LANGUAGE_LOSS = 1.03  # largest allowed ratio of bits per byte after a stage to bits per byte before it
 HELD_BY_DPO = ("key_fact_recall", "stopped", "emergencies_recognised", "doses_declined")
 
 
@@ -26,10 +27,10 @@ def check_demo(result: dict) -> None:
         assert after["bits_per_byte"]["value"] <= LANGUAGE_LOSS * before["bits_per_byte"]["value"]
     changes = result["figures"]["sft -> final"]
     for name in ("preference_accuracy", "preference_margin"):
-        assert changes[name]["low"] > 0, name  # higher outside the noise
-    assert [name for name in HELD_BY_DPO if changes[name]["high"] < 0] == []  # none is lower outside the noise
+        assert changes[name]["low"] > 0, name  # the whole interval of the change is above 0
+    assert [name for name in HELD_BY_DPO if changes[name]["high"] < 0] == []  # no interval lies below 0 as a whole
     for name in ("false_alarms", "bits_per_byte"):
-        assert changes[name]["low"] <= 0, name  # less is better
+        assert changes[name]["low"] <= 0, name  # these two must not grow: less is better
 
 
 @pytest.mark.parametrize("document", ["docs/results.md", "docs/en/results.md"])
@@ -43,7 +44,7 @@ def test_documents_show_the_expected_values(document):
 
 
 @pytest.mark.slow
-def test_demo_answers_unseen_wordings_and_stops_and_keeps_its_language(run_script, tmp_path):
+def test_demo_reaches_its_expected_figures(run_script, tmp_path):
     tokenizer, base, sft, final = (tmp_path / name for name in ("tokenizer", "base", "sft", "final"))
 
     def stage(script, config, *options):

@@ -1,4 +1,4 @@
-"""The plan of the house: imports go one way, stage folders stand apart, files and functions stay short."""
+"""Check the structure: imports go in one direction, no stage imports another, files and functions stay short."""
 
 import ast
 import tomllib
@@ -9,11 +9,12 @@ import pytest
 from conftest import ROOT
 from packaging.requirements import Requirement
 
-ROOMS = ("data", "model", "generation", "measures", "training", "pages")  # each may import those before it
+ROOMS = ("data", "model", "generation", "measures", "training", "pages")  # each may import from those before it
 STAGES = ("pre_training", "sft", "dpo")
 SCRIPTS = [*(file for stage in STAGES for file in (ROOT / stage).glob("py/*.py")), ROOT / "compare_different_model.py"]
 HOUSE = sorted((ROOT / "med_model").rglob("*.py"))
-AIM_MODULE, MOST_MODULE, AIM_FUNCTION, MOST_FUNCTION = 200, 250, 50, 60  # lines
+# In lines. A test prints the code above an AIM and fails above a MOST.
+AIM_MODULE, MOST_MODULE, AIM_FUNCTION, MOST_FUNCTION = 200, 250, 50, 60
 SOURCES = sorted(
     file
     for folder in ("med_model", "benchmarks", "corpus", "tests", *STAGES)
@@ -22,7 +23,7 @@ SOURCES = sorted(
 
 
 def imported_modules(source: str) -> list[str]:
-    """The full names of all modules that a source imports, at any depth of it."""
+    """Return the full names of all modules that a source imports, including imports inside functions."""
     names = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -34,9 +35,9 @@ def imported_modules(source: str) -> list[str]:
 
 
 def wrong_imports(module: str, source: str) -> list[str]:
-    """The imports of a module of the house that go against the direction of its rooms, or out to a stage."""
+    """Return the imports that a module of med_model may not make: of a later folder, of a stage, of other scripts."""
     room = module.split(".")[1]
-    level = ROOMS.index(room) if room in ROOMS else -1  # the ground floor imports from no room
+    level = ROOMS.index(room) if room in ROOMS else -1  # a module outside the folders imports from none of them
     wrong = []
     for name in imported_modules(source):
         parts = name.split(".")
@@ -62,7 +63,7 @@ def test_imports_of_the_house_go_one_way(file):
         ("med_model.training.stage", "from sft.py import sft_train"),
     ],
 )
-def test_imports_against_the_direction_are_seen(module, source):
+def test_wrong_imports_finds_an_import_against_the_direction(module, source):
     assert wrong_imports(module, source) != []
 
 
@@ -80,7 +81,7 @@ def test_a_stage_folder_imports_no_other_stage(stage):
 
 
 def lines_over(source: str, module_limit: int, function_limit: int) -> list[str]:
-    """The module, if it is longer than its limit, and each function that is longer than its own."""
+    """Return a message if the module is above `module_limit`, and one per function above `function_limit`."""
     over = []
     if (count := len(source.splitlines())) > module_limit:
         over.append(f"module: {count} lines")
@@ -101,7 +102,7 @@ def test_modules_and_functions_stay_short(capsys):
     assert too_long == []
 
 
-def test_a_long_module_and_a_long_function_are_seen():
+def test_lines_over_finds_a_long_module_and_a_long_function():
     body = "    pass\n" * MOST_FUNCTION
     assert lines_over(f"def long_one():\n{body}", MOST_MODULE, MOST_FUNCTION) == ["long_one: 61 lines"]
     assert lines_over("pass\n" * 251, MOST_MODULE, MOST_FUNCTION) == ["module: 251 lines"]
@@ -109,7 +110,7 @@ def test_a_long_module_and_a_long_function_are_seen():
 
 
 def requirements(file: Path) -> dict[str, Requirement]:
-    """The requirements of a file by their normalized name."""
+    """Return {normalized name: requirement} of a requirements file."""
     lines = [line.partition("#")[0].strip() for line in file.read_text(encoding="utf-8").splitlines()]
     found = [Requirement(line) for line in lines if line and not line.startswith("-")]
     return {requirement.name.lower().replace("_", "-"): requirement for requirement in found}
@@ -124,7 +125,7 @@ def test_requirements_name_every_package_that_is_imported():
     assert {"torch", "transformers", "numpy", "pyyaml", "safetensors"} <= imported, "the search finds nothing else"
 
 
-def test_constraints_pin_every_requirement_and_the_tree_below():
+def test_constraints_pin_every_requirement_and_all_dependencies():
     pinned = requirements(ROOT / "constraints.txt")
     assert all(str(requirement.specifier).startswith("==") for requirement in pinned.values())
     assert set(requirements(ROOT / "requirements.txt")) <= set(pinned)

@@ -1,4 +1,4 @@
-"""Messages: every one goes through `tr`, has its Chinese, and the screen speaks one language at a time."""
+"""Check the messages: each one goes through `tr` and has a Chinese translation, and a run prints one language."""
 
 import ast
 import os
@@ -23,7 +23,7 @@ SCREEN_CALLS = {"print", "say", "UserError", "input", "write", "add_argument", "
 
 
 def extracted() -> set[str]:
-    """Every message of the sources."""
+    """Return every message that a source gives to `tr`."""
     found = set()
     for folder in FOLDERS:
         found |= {message for _, _, message, _, _ in extract_from_dir(ROOT / folder, keywords={"tr": None})}
@@ -54,7 +54,7 @@ def test_the_compiled_catalogue_is_that_of_the_text_file(catalogue):
 
 
 def faults(message: str, translation: str) -> list[str]:
-    """The faults of a message and its Chinese."""
+    """Return the faults of a message and its Chinese translation."""
     found = []
     if not translation:
         found.append("no translation")
@@ -82,12 +82,12 @@ def test_each_message_has_its_chinese_with_the_same_placeholders_and_no_mixture(
         ("The model is published.", "模型 the model is published here。"),
     ],
 )
-def test_faults_of_a_message_are_seen(message, translation):
+def test_faults_finds_each_fault_of_a_message(message, translation):
     assert faults(message, translation) != []
 
 
 def untranslated(source: str) -> list[str]:
-    """Texts that a source sends to the screen past `tr`: a phrase, or Chinese."""
+    """Return the texts that a source prints without `tr`: two English words or more, or Chinese."""
     found = []
 
     def texts(node: ast.AST) -> None:
@@ -128,19 +128,19 @@ def test_texts_for_the_screen_go_through_tr():
         'field(metadata={"help": "the longest answer"})',
     ],
 )
-def test_texts_past_tr_are_seen(source):
+def test_untranslated_finds_texts_that_do_not_go_through_tr(source):
     assert untranslated(source) != []
 
 
 def spoken(language: str, *arguments: str) -> tuple[int, str]:
-    """(exit code, everything printed) of a script in one language."""
+    """Run a script in one language. Return its exit code and everything that it prints."""
     environment = os.environ | {"MED_MODEL_LANG": language, "PYTHONIOENCODING": "utf-8", "COLUMNS": "100"}
     command = [sys.executable, *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, encoding="utf-8")
     return done.returncode, done.stdout + done.stderr
 
 
-def test_an_error_is_told_in_the_language_of_the_screen(tmp_path):
+def test_an_error_is_in_the_language_of_the_screen(tmp_path):
     command = ("sft/py/sft_train.py", "--data", str(tmp_path / "none.jsonl"), "--output_model", str(tmp_path / "m"))
     (code, english), (code_zh, chinese) = spoken("en", *command), spoken("zh", *command)
     assert code == code_zh == 2

@@ -1,4 +1,4 @@
-"""pre_training/py/run_pretraining.py: its trainer learns as the stock Trainer does."""
+"""Check pre_training/py/run_pretraining.py: its trainer has the same losses as the Trainer of transformers."""
 
 import pytest
 import run_pretraining
@@ -30,6 +30,6 @@ def test_pretraining_trainer_has_the_loss_curve_of_the_stock_trainer(tokenizer, 
 def test_say_size_prints_documents_tokens_and_blocks(tokenizer, capsys):
     texts = ["高血压患者要少盐少油。" * 300, "湿疹患者按时复查。"]
     blocks = PackedBlocks(tokenizer, texts)
-    run_pretraining.say_size("Training", texts, blocks)
-    wanted = f"Training: 2 documents, {len(blocks.tokens):,} tokens, {len(blocks)} blocks of 512.\n"
+    run_pretraining.say_size("Training data", texts, blocks)
+    wanted = f"Training data: 2 documents, {len(blocks.tokens):,} tokens, {len(blocks)} blocks of 512.\n"
     assert capsys.readouterr().out == wanted and len(blocks) > 1

@@ -1,4 +1,4 @@
-"""The documents: every command of theirs is parsed by the real parser, those of the READMEs are run, links resolve."""
+"""Check the documents: the real parsers accept every command, the commands of the README run, and links exist."""
 
 import argparse
 import importlib
@@ -22,7 +22,7 @@ SCRIPTS = {
     for file in ROOT.glob(pattern)
 }
 NOT_RUN = "# not run by the tests"
-MOST_BYTES = 9_000  # of a README
+MOST_BYTES = 9_000  # largest size of a README, in bytes
 
 
 def text_of(document: str) -> str:
@@ -30,7 +30,7 @@ def text_of(document: str) -> str:
 
 
 def block_commands(text: str) -> list[str]:
-    """The command lines of all code blocks in a shell language."""
+    """Return the command lines of all code blocks in a shell language."""
     lines = []
     for block in re.findall(r"^```(?:bash|sh|shell)\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
         lines += [line.strip() for line in block.splitlines() if line.strip() and not line.lstrip().startswith("#")]
@@ -38,9 +38,9 @@ def block_commands(text: str) -> list[str]:
 
 
 def span_commands(text: str) -> list[str]:
-    """The commands in running text and tables: `python SCRIPT ...`, `SCRIPT.py --option ...`, `make TARGET`.
+    """Return the commands in running text and tables: `python SCRIPT ...`, `SCRIPT.py --option ...`, `make TARGET`.
 
-    Options alone in a table row belong to the last script that the row names before them.
+    If a table row names options without a script, they belong to the last script named earlier in the row.
     """
     found = []
     for line in re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE).splitlines():
@@ -63,11 +63,14 @@ def commands_of(document: str) -> list[str]:
 
 
 class Parsed(Exception):
-    """The options were read without a complaint; nothing after them runs."""
+    """Ends a script after its parser has accepted the options."""
 
 
 def parse_command(command: str, monkeypatch) -> None:
-    """Read the options of `python SCRIPT ...` or `python -m MODULE ...` by the script's own parser."""
+    """Give the options of `python SCRIPT ...` or `python -m MODULE ...` to the script's own parser.
+
+    Raise the error of the parser (UserError or SystemExit) if it refuses them.
+    """
     words = [word for word in shlex.split(command, comments=True) if not re.match(r"\w+=", word)]
     words = [word.replace("$H", "hf://datasets/shibing624/medical") for word in words]
     if words[1] == "-m":
@@ -75,7 +78,7 @@ def parse_command(command: str, monkeypatch) -> None:
     else:
         name, options = SCRIPTS[Path(words[1]).name].removesuffix(".py").replace("/", "."), words[2:]
     monkeypatch.setattr(sys, "argv", [words[1], *options])
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")  # its modules import each other, as a script's folder allows
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")  # its modules import each other by their bare names
     monkeypatch.syspath_prepend(ROOT / "corpus")
     module = importlib.import_module(name)
     real_parse_args = argparse.ArgumentParser.parse_args
@@ -104,7 +107,10 @@ def parse_command(command: str, monkeypatch) -> None:
 
 
 def pythons(document: str) -> list[str]:
-    """The commands that start one of our scripts or modules, without the interpreter's folder."""
+    """Return the commands of a document that start one of our scripts or modules.
+
+    Each command begins with `python`, without the path of the interpreter.
+    """
     found = []
     for command in commands_of(document):
         command = re.sub(r"^\S*python(3?)(?= )", "python", command)
@@ -127,7 +133,7 @@ def test_commands_of_a_document_pass_the_real_parser(document):
                 pytest.fail(f"{document}: {command}\n{error!r}")
 
 
-def test_a_command_with_an_unknown_option_is_seen():
+def test_parse_command_refuses_an_unknown_option():
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Exception, match="no_such"):
         parse_command("python sft/py/sft_train.py --no_such 1", patch)
 
@@ -140,7 +146,7 @@ def test_make_targets_of_a_document_exist(document):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_links_of_a_document_lead_somewhere(document):
+def test_links_of_a_document_point_to_existing_files(document):
     text = re.sub(r"^```.*?^```", "", text_of(document), flags=re.DOTALL | re.MULTILINE)
     targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)]+)\)", text)]
     local = [target for target in targets if target and "://" not in target]
@@ -148,7 +154,7 @@ def test_links_of_a_document_lead_somewhere(document):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_a_document_speaks_of_nothing_that_a_reader_does_not_have(document):
+def test_a_document_names_no_folder_outside_the_project(document):
     assert "../shared" not in text_of(document) and "/work/" not in text_of(document)
 
 
@@ -167,7 +173,7 @@ def test_both_readmes_have_the_same_commands():
     assert [commands_of(readme) for readme in READMES[:1]] == [commands_of(readme) for readme in READMES[1:]]
 
 
-def test_documents_stand_in_both_languages():
+def test_documents_exist_in_both_languages():
     chinese = {file.name for file in (ROOT / "docs").glob("*.md")}
     english = {file.name for file in (ROOT / "docs/en").glob("*.md")}
     assert chinese == english - {"recipes.md"} and len(chinese) >= 9
@@ -188,9 +194,9 @@ TINY_OPTIONS = {
 }
 
 
-@pytest.mark.process
+@pytest.mark.long
 def test_commands_of_the_readmes_run_in_a_copy_of_the_checkout(tmp_path):
-    """Each as it stands, with options behind it that make it short; in the order of the README, after `make demo`."""
+    """Run the commands of `make demo`, then those of README.md in their order. Added options make each run short."""
     copy = tmp_path / "Med_model"
     tracked = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True

@@ -1,4 +1,4 @@
-"""The scripts as users run them: by subprocess, on a small part of the bundled data, into temporary folders."""
+"""Run the scripts as users do: in new processes, on a small part of the bundled data, into temporary folders."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from conftest import COMPARE, DPO, PRETRAINING, ROOT, ROWS, SFT, TOKENIZER, Chai
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-pytestmark = pytest.mark.process
+pytestmark = pytest.mark.long
 STAGES = ("pretraining", "sft", "dpo")
 
 
@@ -82,17 +82,17 @@ def test_metrics_of_each_stage_have_its_measures_with_intervals(chain):
 
 
 ONCE = (
-    "Device: cpu, ",
+    "Device: cpu",
     "Versions: Python ",
     "Memory: about ",
     "Disk: ",
     r"Training: [\d,]+ tokens per epoch, ",
     "Time left: about ",
-)  # the starts of the lines that a run prints once: the pre-flight and the time left
+)  # patterns of the lines that each run prints once: those before the training, and the time left
 
 
 def unwrapped(printed: str) -> str:
-    """Return all words that were printed, with one space between two: a long message goes over several lines."""
+    """Return all printed words with one space between them. A long message is printed on several lines."""
     return " ".join(printed.split())
 
 
@@ -104,7 +104,7 @@ def count_lines(printed: str, start: str) -> int:
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_dry_run_prints_the_preflight_and_the_time_left_and_writes_nothing(chain, stage, run, tmp_path):
     script, options, _ = stage_of(chain, stage)
-    # Evaluation, saving and logging are due at steps 2 and 4 of these options.
+    # A real run with these options logs every step, and evaluates and saves every second step. A dry run must not.
     printed = run(script, *options, *output_options(tmp_path), "--max_steps", 8, "--dry_run")
     for start in ONCE:
         assert count_lines(printed, start) == 1, f"{start}\n{printed}"
@@ -112,7 +112,7 @@ def test_a_dry_run_prints_the_preflight_and_the_time_left_and_writes_nothing(cha
     assert "at the peak" in text and "needed for" in text and " 8 steps." in text
     assert count_lines(printed, r"\[\d") == 0, "a progress line of a log or an evaluation"
     written = [path.name for path in tmp_path.rglob("*") if path.is_file()]
-    # Only the reference log-probabilities of DPO stay: the training itself would read them.
+    # DPO keeps its reference log-probabilities, because the next run reads them.
     assert [name for name in written if not name.startswith("reference_")] == []
 
 
@@ -139,7 +139,7 @@ def test_each_stage_starts_from_the_weights_of_the_stage_before(chain):
 
 
 def comparable(log: list[dict]) -> list[dict]:
-    """Return the logs without times, and without the sums that libraries begin anew after a resume."""
+    """Return the logs without the times and without the sums that a library starts again after a resume."""
     summed_anew = ("num_tokens", "train_loss", "total_flos")
     return [
         {key: value for key, value in entry.items() if not key.endswith(("per_second", "runtime", *summed_anew))}
@@ -152,7 +152,7 @@ def test_a_resumed_run_ends_with_the_weights_and_the_log_of_an_uninterrupted_one
     script, options, model = stage_of(chain, stage)
     whole_checkpoints, checkpoints = chain.folder / f"{model.name}_checkpoints", tmp_path / "checkpoints"
     shutil.copytree(whole_checkpoints / "checkpoint-2", checkpoints / "checkpoint-2")
-    # This one was cut off while being written. It must be passed over.
+    # checkpoint-4 has no optimizer state, as if its writing was interrupted. The run must skip it.
     shutil.copytree(whole_checkpoints / "checkpoint-4", checkpoints / "checkpoint-4")
     (checkpoints / "checkpoint-4" / "optimizer.pt").unlink()
     printed = run(script, *options, "--max_steps", 4, "--resume", *output_options(tmp_path))
@@ -176,7 +176,7 @@ def test_the_reference_is_computed_once_and_read_again(chain, run, tmp_path):
 @pytest.mark.parametrize(
     "stage",
     [pytest.param("pretraining", marks=pytest.mark.slow), pytest.param("sft", marks=pytest.mark.slow), "dpo"],
-)  # DPO does all that the others do
+)  # all stages share this code, so `make test` checks only DPO
 def test_two_processes_print_each_line_once_and_publish_once(chain, stage, run_module, tmp_path):
     script, options, _ = stage_of(chain, stage)
     launch = ["--standalone", "--nproc_per_node", 2, ROOT / script]
@@ -188,7 +188,7 @@ def test_two_processes_print_each_line_once_and_publish_once(chain, stage, run_m
         assert count_lines(done.stdout, start) == 1, f"{start}\n{done.stdout}"
     assert "2 process(es)" in unwrapped(done.stdout)
     steps = [line.partition("/")[0] for line in done.stdout.splitlines() if line.startswith("[")]
-    in_training = ["[1", "[2", "[2", "[3", "[4", "[4"]  # a line per step, and one per evaluation
+    in_training = ["[1", "[2", "[2", "[3", "[4", "[4"]  # one line per step, and one per evaluation at steps 2 and 4
     assert steps[:6] == in_training and set(steps[6:]) <= {"[4"} and len(steps) <= 7
     history = read_json(tmp_path / "model" / "history.json")
     assert history == read_log(tmp_path / "checkpoints")

@@ -1,4 +1,4 @@
-"""pre_training/py/train_tokenizer.py and pre_training/py/test_tokenizer.py."""
+"""Check pre_training/py/train_tokenizer.py and pre_training/py/test_tokenizer.py."""
 
 import json
 import random
@@ -21,8 +21,8 @@ BLOCKS = (
     (0x7F, 0x9F),
     (0xA0, 0x24F),
     (0x300, 0x36F),  # combining marks
-    (0x590, 0x6FF),  # right to left
-    (0x2000, 0x206F),  # odd spaces, joiners, direction marks
+    (0x590, 0x6FF),  # Hebrew and Arabic, written from right to left
+    (0x2000, 0x206F),  # rare spaces, joiners, direction marks
     (0x3000, 0x303F),
     (0x4E00, 0x9FFF),
     (0xAC00, 0xD7A3),
@@ -44,8 +44,11 @@ def pre_tokens(tokenizer, text: str) -> list[str]:
 
 
 def vocabulary(tokenizer) -> list[bytes]:
-    """Return the bytes of every token except the special ones, by GPT-2's byte alphabet and not by our decoder."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]  # GPT-2's bytes_to_unicode
+    """Return the bytes of every token except the special ones.
+
+    The bytes come from the byte alphabet of GPT-2, not from the decoder that is tested.
+    """
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes_to_unicode of GPT-2 keeps these bytes
     hidden = [byte for byte in range(256) if byte not in printable]
     byte_of = {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
     special = tokenizer.all_special_tokens
@@ -142,7 +145,7 @@ def test_auto_tokenizer_agrees_with_the_tokenizers_library_even_beside_a_gpt2_mo
         assert pre_tokens(one, "患者服用aspirin片") == ["患者服用", "aspirin", "片"]
 
 
-# train_tokenizer.py
+# Tests of train_tokenizer.py
 
 
 @pytest.fixture
@@ -153,7 +156,7 @@ def texts(tmp_path):
     return file
 
 
-@pytest.mark.process
+@pytest.mark.long
 def test_train_tokenizer_keeps_an_existing_tokenizer_without_overwrite(run_script, texts, tmp_path):
     output = tmp_path / "made"
     output.mkdir()
@@ -174,14 +177,14 @@ def test_train_tokenizer_keeps_an_existing_tokenizer_without_overwrite(run_scrip
     assert f"supports {size} tokens, not 20,000" in done.stdout
 
 
-@pytest.mark.process
+@pytest.mark.long
 def test_train_tokenizer_gives_the_same_tokenizer_for_the_same_corpus(run_script, tokenizer_directory, tmp_path):
     options = ("--data", tokenizer_directory.with_name("texts.jsonl"))
     assert run_script(TRAIN, *options, "--output_model", tmp_path / "again").returncode == 0
     assert (tmp_path / "again/tokenizer.json").read_bytes() == (tokenizer_directory / "tokenizer.json").read_bytes()
 
 
-@pytest.mark.process
+@pytest.mark.long
 def test_train_tokenizer_refuses_an_unknown_option_with_exit_code_2_and_writes_nothing(run_script, texts, tmp_path):
     done = run_script(TRAIN, "--data", texts, "--output_model", tmp_path / "made", "--vocabulary", "300")
     assert done.returncode == 2
@@ -196,7 +199,7 @@ def test_train_tokenizer_refuses_an_unknown_option_with_exit_code_2_and_writes_n
         (("--data", "{folder}/blank.jsonl"), "no text in .*blank.jsonl"),
         (("--data", "{folder}/shape.jsonl"), "shape.jsonl.*row 2.*body"),
         (("--data", "{folder}/nowhere.txt"), "nowhere.txt"),
-        (("--vocab", "300"), "--vocab"),  # an option is never guessed from its first letters
+        (("--vocab", "300"), "--vocab"),  # the parser does not accept a shortened option
     ],
 )
 def test_train_tokenizer_names_a_mistake_and_leaves_no_file(texts, tmp_path, monkeypatch, options, message):
@@ -244,7 +247,7 @@ def test_corpus_within_the_byte_limit_is_whole_and_has_a_repeated_line_once(tmp_
     assert corpus.share == 1
 
 
-# test_tokenizer.py
+# Tests of test_tokenizer.py
 
 
 @pytest.fixture
@@ -254,7 +257,7 @@ def sample(tmp_path):
     return file
 
 
-@pytest.mark.process
+@pytest.mark.long
 def test_check_passes_for_a_good_tokenizer_and_prints_the_measures(run_script, tokenizer_directory, sample):
     done = run_script(CHECK, "--tokenizer", tokenizer_directory, "--file", sample)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -265,13 +268,13 @@ def test_check_passes_for_a_good_tokenizer_and_prints_the_measures(run_script, t
 @pytest.mark.parametrize(
     "normalizer",
     [
-        {"type": "NFKC"},  # ℃ becomes °C in one of the fixed sentences
-        {"type": "Replace", "pattern": {"String": "鼻"}, "content": "口"},  # occurs in the file only
+        {"type": "NFKC"},  # changes ℃ to °C in one of the fixed sentences
+        {"type": "Replace", "pattern": {"String": "鼻"}, "content": "口"},  # 鼻 occurs in the file only
     ],
     ids=["in the fixed sentences", "in the file only"],
 )
-@pytest.mark.process
-def test_check_fails_for_a_tokenizer_that_loses_something(
+@pytest.mark.long
+def test_check_fails_for_a_tokenizer_that_changes_the_text(
     run_script, tokenizer_directory, sample, tmp_path, normalizer
 ):
     lossy = shutil.copytree(tokenizer_directory, tmp_path / "lossy")
@@ -283,7 +286,7 @@ def test_check_fails_for_a_tokenizer_that_loses_something(
     assert "✗" in done.stdout and "All checks passed" not in done.stdout
 
 
-@pytest.mark.process
+@pytest.mark.long
 def test_check_ends_with_exit_code_2_for_a_missing_tokenizer(run_script, sample, tmp_path):
     done = run_script(CHECK, "--tokenizer", tmp_path / "nowhere", "--file", sample)
     assert done.returncode == 2

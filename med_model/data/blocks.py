@@ -1,4 +1,4 @@
-"""Documents joined end to end and cut into full blocks, for pre-training and for the retention of SFT and DPO."""
+"""Join documents end to end and cut them into full blocks. Pre-training and the KL regularization read them."""
 
 import numpy as np
 import torch
@@ -7,15 +7,15 @@ from transformers import PreTrainedTokenizerBase
 
 from med_model.data.prompt import END_OF_TEXT, encode_text
 
-BLOCK_TOKENS = 512  # the positions of the model
-ENCODE_BATCH = 1000  # documents per call: enough to use all threads of the tokenizer
+BLOCK_TOKENS = 512  # tokens per block: as many as the model has positions
+ENCODE_BATCH = 1000  # documents per call of the tokenizer: enough to use all of its threads
 
 
 class PackedBlocks(Dataset):
-    """Documents joined end to end and cut into full blocks, without padding.
+    """A dataset of full blocks without padding, cut from documents that are joined end to end.
 
-    `<|endoftext|>` stands before the first document and after each one. The last block overlaps the block before it,
-    so that no token is lost. Texts shorter than `block_tokens` make one shorter block.
+    `<|endoftext|>` stands before the first document and after each document. The last block overlaps the block before
+    it, so that no token is lost. If all texts together are shorter than `block_tokens`, there is one shorter block.
     An item has `input_ids` and `labels`, two equal int64 tensors of shape (block_tokens,).
     """
 
@@ -28,7 +28,7 @@ class PackedBlocks(Dataset):
                 np.array([*ids, end], dtype) for ids in encode_text(tokenizer, texts[start : start + ENCODE_BATCH])
             ]
         self.tokens = np.concatenate(parts)
-        self.length = min(block_tokens, len(self.tokens))  # a held-out part may be shorter than a block
+        self.length = min(block_tokens, len(self.tokens))  # held-out texts may be shorter than a block
         last = len(self.tokens) - self.length
         self.starts = [*range(0, last, self.length), last]
 

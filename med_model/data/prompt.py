@@ -1,7 +1,7 @@
 """Turn conversations, questions and pairs into input_ids. Training, chat and comparison all use this module.
 
-A chat prompt is ChatML: <|im_start|>role NEWLINE text <|im_end|> NEWLINE. The text of a message is always encoded as
-plain text, even if it spells a special token (`sanitize_control_tokens`).
+A message in a chat prompt has the ChatML form: <|im_start|>role NEWLINE text <|im_end|> NEWLINE. The text of a message
+is always encoded as plain text, even if it contains the name of a special token (`sanitize_control_tokens`).
 """
 
 import re
@@ -18,8 +18,8 @@ PAD, END_OF_TEXT, IM_START, IM_END = "<|pad|>", "<|endoftext|>", "<|im_start|>",
 CHAT_STOPS, BASE_STOPS = (IM_END, END_OF_TEXT), (END_OF_TEXT,)
 IGNORE = -100  # the label of a position without loss, as in torch.nn.functional.cross_entropy
 
-# Some libraries compute the loss only inside {% generation %}. The block ends after <|im_end|>: the model must learn
-# the stop token, but not the newline after it.
+# Other libraries can compute the loss inside {% generation %} only. The block ends after <|im_end|>: the model must
+# learn the stop token, but not the newline after it.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' }}"
@@ -31,28 +31,28 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 SENTENCE_END = re.compile(r"[。！？；\n]")
-MIN_ANSWER_TOKENS = 16  # an answer cut to fewer tokens is not worth training on
-PROMPT_SHARE = 0.5  # the prompt of a pair gets at most this share of max_length, the answer gets the rest
+MIN_ANSWER_TOKENS = 16  # fewest tokens of a cut answer: a shorter one is not worth training on
+PROMPT_SHARE = 0.5  # largest share of max_length for the prompt of a pair; the answer gets the rest
 
 
 class Example(NamedTuple):
-    """An encoded conversation. `labels` is IGNORE outside the answers."""
+    """An encoded conversation. `labels` is IGNORE at every token outside the answers."""
 
     input_ids: list[int]
     labels: list[int]
-    shortened: bool  # True if the conversation was too long
+    shortened: bool  # True if rounds were dropped or the last answer was cut
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str | list[str]) -> list[int] | list[list[int]]:
-    """Return the input_ids of a text, or a list of them for a list of texts.
+    """Return the input_ids of a text, or one list of input_ids per text for a list of texts.
 
-    A special token that is spelled in a text stays text.
+    The name of a special token in a text is encoded as plain text.
     """
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
-    """Return the input_ids of the messages and of the header of the next answer."""
+    """Return the input_ids of the messages, followed by those of the header of the next answer."""
     return _render(tokenizer, messages, add_generation_prompt=True)
 
 
@@ -63,17 +63,17 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], add_gen
 
 
 def encode_answer(tokenizer: PreTrainedTokenizerBase, answer: str) -> list[int]:
-    """Return the input_ids of an answer and its stop token. They continue the ids of `encode_prompt`."""
+    """Return the input_ids of an answer and its stop token. They follow the input_ids of `encode_prompt`."""
     header = tokenizer(f"{IM_START}assistant\n", add_special_tokens=False)["input_ids"]
     ids = _render(tokenizer, [{"role": "assistant", "content": answer}], add_generation_prompt=False)
-    return ids[len(header) : -1]  # without the newline after the stop token
+    return ids[len(header) : -1]  # leaves out the newline after the stop token
 
 
 def fit_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[Message], max_tokens: int) -> tuple[list[int], bool]:
     """Return the input_ids of the prompt, at most max_tokens, and True if the prompt was shortened.
 
-    The oldest rounds are dropped first (a round is a question and its answer), then the system message. A single
-    question that is too long keeps its end. Raise UserError if not even an empty question fits.
+    The oldest rounds are dropped first. A round is a question and its answer. Then the system message is dropped. If
+    the last question alone is too long, only its end is kept. Raise UserError if not even an empty question fits.
     """
     shortened = False
     while len(ids := encode_prompt(tokenizer, messages)) > max_tokens:
@@ -97,7 +97,8 @@ def fit_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[Message], max_
 def fit_text(tokenizer: PreTrainedTokenizerBase, text: str, max_tokens: int) -> tuple[list[int], bool]:
     """Return the input_ids of a text that a base model continues, and True if the text was cut.
 
-    The ids begin with `<|endoftext|>`, as each training document does. A text that is too long keeps its end.
+    The input_ids begin with `<|endoftext|>`, as each training document does. Of a text that is too long, only the end
+    is kept. Then `<|endoftext|>` is cut off too.
     """
     ids = encode_text(tokenizer, text)
     return [tokenizer.convert_tokens_to_ids(END_OF_TEXT), *ids][-max_tokens:], len(ids) >= max_tokens
@@ -115,7 +116,7 @@ def fit_answer(tokenizer: PreTrainedTokenizerBase, answer: str, max_tokens: int)
     ends = [found.end() for found in SENTENCE_END.finditer(text)]
     if ends and ends[-1] >= len(text) // 2:
         text = text[: ends[-1]]
-    # The part of a cut word can have more tokens than the whole word.
+    # A part of a word can have more tokens than the whole word.
     while len(ids := encode_answer(tokenizer, text.rstrip())) > max_tokens:
         text = text[:-1]
     return ids, True
@@ -124,8 +125,9 @@ def fit_answer(tokenizer: PreTrainedTokenizerBase, answer: str, max_tokens: int)
 def training_example(tokenizer: PreTrainedTokenizerBase, messages: list[Message], max_length: int) -> Example | None:
     """Return the input_ids and labels of a conversation, at most max_length tokens.
 
-    Only the answers and their stop tokens have labels. If the conversation is too long, the oldest rounds are dropped,
-    then the last answer is cut at the end of a sentence. Return None if the question leaves no room for an answer.
+    Only the answers and their stop tokens have labels. If the conversation is too long, the oldest rounds are dropped
+    first. Then the last answer is cut, at the end of a sentence if possible. Return None if the question leaves no
+    room for an answer.
     """
     shortened = False
     while len(messages) > 2 and len(_render(tokenizer, messages, False)) - 1 > max_length:
@@ -161,10 +163,10 @@ class EncodedPair(NamedTuple):
 def encode_question(
     tokenizer: PreTrainedTokenizerBase, messages: list[Message], max_tokens: int, chat: bool
 ) -> list[int]:
-    """Return the input_ids that put a question to a model, at most max_tokens.
+    """Return the input_ids of a prompt that asks a model the last question in `messages`, at most max_tokens.
 
-    A chat model reads all messages. A base model does not know the chat form: it reads only the last message, in the
-    form `问：…答：`.
+    A chat model reads all messages. A base model does not know the chat form. It reads only the last message, in the
+    form `问：…答：`. Raise UserError if not even an empty question fits.
     """
     if chat:
         return fit_prompt(tokenizer, messages, max_tokens)[0]
@@ -177,7 +179,7 @@ def encode_pairs(
     """Return the encoded pairs, and the number of answers that were cut to fit into max_length.
 
     A prompt takes at most PROMPT_SHARE of max_length. Each answer ends with the stop token of the model, even after a
-    cut. Pairs whose answers are equal after the cut are left out.
+    cut. Pairs whose answers are equal after the cut are left out. Raise UserError as `encode_question` does.
     """
     stop = IM_END if chat else END_OF_TEXT
     encoded, cut = [], 0

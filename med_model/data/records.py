@@ -1,6 +1,7 @@
 """Read and check the fields of one record: a document, a conversation, a preference pair or a choice.
 
-Each reader takes the origin of the record (its file and row), which begins every error message, and the record.
+Each reader takes the origin of the record and the record. The origin names file and row, and begins every error
+message.
 """
 
 from typing import NamedTuple
@@ -8,23 +9,24 @@ from typing import NamedTuple
 from med_model.errors import UserError
 from med_model.language import tr
 
+# {role in a record: role in a Message}
 SHAREGPT_ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
 
 class Pair(NamedTuple):
-    """A preference pair: the messages up to the question, and the two answers."""
+    """A preference pair: the messages up to and including the question, and the two answers."""
 
     messages: list[Message]
     chosen: str
     rejected: str
-    flaw: str = ""  # the name of the mistake in the rejected answer
-    unread: bool = False  # True if no training text has this topic either
+    flaw: str = ""  # the name of the mistake in the rejected answer, if known
+    unread: bool = False  # True if no training file has the topic of this pair
 
     @property
     def question(self) -> str:
-        """The last user turn."""
+        """Return the text of the last user message."""
         return self.messages[-1]["content"]
 
 
@@ -60,9 +62,9 @@ def _wrong_fields(record: dict, origin: str, expected: str) -> UserError:
 
 
 def document_of(origin: str, record: dict) -> str:
-    """Return the field `text` of a pre-training record, stripped. A blank text gives an empty string.
+    """Return the field `text` of a pre-training record, without white space at its ends. It may be empty.
 
-    Raise UserError if the record has no `text`, or if it is not text.
+    Raise UserError if the record has no field `text`, or if the field holds something other than text.
     """
     if not _has(record, "text"):
         raise _wrong_fields(record, origin, "`text`")
@@ -113,7 +115,7 @@ def _check_turns(messages: list[Message], origin: str, last: str) -> list[Messag
 
 
 def conversation_of(origin: str, record: dict) -> list[Message]:
-    """Return the messages of an SFT record, of which the last is an answer. A blank message gives an empty list.
+    """Return the messages of an SFT record. The last one is an answer. If a message is blank, return an empty list.
 
     The fields are instruction/input/output, prompt/completion, messages, or conversations (ShareGPT).
     Raise UserError for other fields, and for messages that do not alternate between user and assistant.
@@ -143,12 +145,15 @@ def first_question(conversation: list[Message]) -> str:
 
 
 def prompt_of(pair: Pair) -> str:
-    """All turns of the prompt as one text, to group the pairs of one prompt."""
+    """Return all messages of the prompt as one text. Pairs with the same prompt have the same text."""
     return str(pair.messages)
 
 
 def texts_of(origin: str, record: dict) -> list[str]:
-    """Return the text of a document, or the text of each message of a conversation, without blank texts."""
+    """Return a list of the text of a document, or of the texts of a conversation. Blank texts are left out.
+
+    Raise UserError as `document_of` and `conversation_of` do.
+    """
     texts = (
         [document_of(origin, record)]
         if _has(record, "text")
@@ -164,9 +169,11 @@ def _is_conversation(value: object) -> bool:
 def pair_of(origin: str, record: dict) -> Pair | None:
     """Return the preference pair of a DPO record. Return None if a text is blank or the answers are equal.
 
-    The fields are question/response_chosen/response_rejected or prompt/chosen/rejected, and `flaw` and `unread` if
-    known. `chosen` and `rejected` may also hold whole conversations, with or without `prompt`: TRL's implicit prompt.
-    Raise UserError for other fields, and for messages that do not alternate between user and assistant.
+    The fields are question/response_chosen/response_rejected or prompt/chosen/rejected. The fields `flaw` and `unread`
+    are optional. `chosen` and `rejected` may also hold whole conversations, with or without `prompt`. Their common
+    messages are then the prompt ("implicit prompt" in TRL).
+    Raise UserError for other fields, for conversations that differ before the last message, and for messages that do
+    not alternate between user and assistant.
     """
     if _has(record, "question", "response_chosen", "response_rejected"):
         prompt = _question(record, "question", origin)
@@ -190,7 +197,7 @@ def pair_of(origin: str, record: dict) -> Pair | None:
 def choice_of(origin: str, record: dict) -> Choice:
     """Return the multiple-choice question of a record with `question`, `options` and `answer`, the index of an option.
 
-    Raise UserError for other fields, fewer than two options, or an index out of range.
+    Raise UserError for other fields, for fewer than two options, and for an index out of range.
     """
     if not _has(record, "question", "options", "answer"):
         raise _wrong_fields(record, origin, "question/options/answer")

@@ -16,7 +16,7 @@ from med_model.paths import ROOT
 
 FORMATS = (".json", ".jsonl", ".csv", ".parquet", ".txt")
 
-HUB_PREFIX = "hf://datasets/"  # hf://datasets/OWNER/NAME/path/in/the/repository.json
+HUB_PREFIX = "hf://datasets/"  # of an address such as hf://datasets/OWNER/NAME/path/in/the/repository.json
 
 
 def find_files(sources: Iterable[str | Path]) -> list[Path]:
@@ -79,7 +79,7 @@ def _download(address: str) -> Path:
 
 
 def read_records(files: Iterable[Path]) -> Iterator[tuple[str, dict]]:
-    """Yield (origin, record) for each record of each file. Rows count from 1 in each file.
+    """Yield (origin, record) for each record of each file. The origin counts the rows of each file from 1.
 
     In a .txt file, blank lines separate the records, and the only field is `text`.
     Raise UserError for a file that is damaged or not UTF-8, and for a record that is not an object.
@@ -141,10 +141,10 @@ def _not_json(file: Path, line: int, error: json.JSONDecodeError) -> UserError:
 
 
 def _read_csv(file: Path) -> Iterator[dict]:
-    csv.field_size_limit(2**31 - 1)  # the limit is a C long, which has 32 bits on Windows
+    csv.field_size_limit(2**31 - 1)  # allows long texts; the limit is a C long, which has 32 bits on Windows
     with file.open(encoding="utf-8-sig", newline="") as lines:
         for row, record in enumerate(csv.DictReader(lines), 1):
-            if None in record:  # more fields than the header: a comma in a text that is not in quotes
+            if None in record:  # the row has more fields than the header: a text with a comma is not in quotes
                 raise UserError(
                     tr(
                         "{origin}: this row has more fields than the header, from {field} on. "

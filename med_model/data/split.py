@@ -10,14 +10,14 @@ from med_model.errors import UserError
 from med_model.language import tr
 from med_model.screen import say
 
-HELDOUT_SHARE, MAX_HELDOUT = 0.02, 500  # the held-out groups of the user's own data
+HELDOUT_SHARE, MAX_HELDOUT = 0.02, 500  # of the user's own data: share of groups to hold out, and most groups
 
 
 def read_all(sources: Iterable[str | Path], read_one: Callable, limit: int | None = None) -> list:
     """Return `read_one(origin, record)` for the first `limit` records of the sources, or for all records.
 
     Leave out an empty result (a blank record, or a pair with equal answers), and print the number of these records.
-    Raise UserError if no record is left.
+    Raise UserError if no record is left, and as `find_files`, `read_records` and `read_one` do.
     """
     kept, blank = [], []
     for origin, record in islice(read_records(find_files(sources)), limit):
@@ -56,11 +56,11 @@ def read_split(
 ) -> tuple[list, list]:
     """Return the training records and the held-out records.
 
-    The training records come from `data`, or else from the first bundled file. The held-out records come from
-    `eval_data`. Without `eval_data`, they come from the second bundled file if `data` is missing too. If only `data`
-    is given, HELDOUT_SHARE of its groups are held out, but at most MAX_HELDOUT groups. Records with the same
-    `group_of(record)`, for example two answers to one question, stay on one side.
-    `limit` is the largest number of records to read for training.
+    The training records come from `data`. Without `data` they come from bundled[0].
+    The held-out records come from `eval_data`. Without `eval_data` and `data` they come from bundled[1]. If only
+    `data` is given, HELDOUT_SHARE of its groups are held out, but at most MAX_HELDOUT groups. Records with the same
+    `group_of(record)`, for example two answers to one question, are one group: all of them are held out, or none.
+    `limit` is the largest number of records to read for training. `seed` decides which groups are held out.
     Raise UserError as `read_all` does, and if `data` alone has only one group.
     """
     records = read_all(data or [bundled[0]], read_one, limit)

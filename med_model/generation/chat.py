@@ -1,4 +1,4 @@
-"""The chat scripts: answer one --prompt, the lines of a pipe, or a person at the terminal."""
+"""Run a chat script: answer one --prompt, the lines of a pipe, or a person at the terminal."""
 
 import argparse
 import math
@@ -62,8 +62,8 @@ def sampling_settings(
 ) -> GenerationConfig:
     """Return the settings in the model's generation_config.json, changed by the options of the command line.
 
-    A training checkpoint has no such settings yet. It gets the ones that `publish` will write for it.
-    Raise UserError if an option is outside its range.
+    A training checkpoint has no such settings yet. It gets the settings that `publish` would write for its model.
+    turns: False for a base model. Raise UserError if an option is outside its range.
     """
     settings = model.generation_config
     if settings.max_new_tokens is None:
@@ -95,9 +95,9 @@ def _range_error(name: str, value: float, minimum: float, maximum: float) -> str
 
 
 class Chat:
-    """A conversation with a model. `say` streams the answer to an input and adds both to `history`.
+    """A conversation with a model. `say` streams the answer to an input, and adds input and answer to `history`.
 
-    turns: False for a base model. It continues a text, and the history stays empty.
+    turns: False for a base model. A base model continues a text, and the history stays empty.
     seed: None for a new random seed.
     """
 
@@ -118,7 +118,11 @@ class Chat:
         self.history: list[Message] = []
 
     def prompt_ids(self, text: str) -> list[int]:
-        """Return the prompt for the next answer. If it is too long, its oldest part is left out, with a notice."""
+        """Return the input_ids of the prompt for the next answer.
+
+        If the prompt is too long, its oldest part is left out, and a notice is printed.
+        Raise UserError if the model is not a GPT-2, or if --max_new_tokens leaves no room for a question.
+        """
         room = prompt_room(self.model, self.settings)
         if not self.turns:
             ids, shortened = fit_text(self.tokenizer, text, room)
@@ -129,7 +133,7 @@ class Chat:
         return ids
 
     def say(self, text: str) -> Iterator[str]:
-        """Yield the answer to `text` in pieces of whole characters."""
+        """Yield the answer to `text` in pieces of whole characters. Raise UserError as `prompt_ids` does."""
         pieces = []
         try:
             for piece in stream_text(self.model, self.tokenizer, self.prompt_ids(text), self.settings, self.generator):
@@ -175,7 +179,8 @@ def _converse(chat: Chat) -> None:
 def run_chat(description: str, script_docstring: str, model_directory: Path, turns: bool = True) -> None:
     """Run a chat script. With `turns` False the model continues the text instead of answering it.
 
-    --help shows `description`, and as examples the indented lines of `script_docstring`.
+    --help shows `description`, and the commands of `script_docstring` as examples.
+    Raise UserError if the directory has no usable model, and as `sampling_settings` and `prompt_ids` do.
     """
     options = _parse_options(description, script_docstring, model_directory)
     model, tokenizer = load_model(options.model)

@@ -1,8 +1,9 @@
-"""GPT-2 for generation: the logits of the transformers model, with fewer calls per token.
+"""Compute the logits of a GPT-2 for generation: those of the transformers model, with fewer calls per token.
 
-At 8.4 million parameters one core needs 0.9 ms of arithmetic per token. The transformers model takes 2.1 ms per token,
-because it runs more Python, builds masks, and copies its cache to make it larger. The decoder takes 1.1 ms. It
-allocates its cache once, and a layer is a dozen calls of torch.
+Measured on one core, for a model with a vocabulary of 7,377 (5.2 million parameters): the transformers model takes
+2.1 ms per token, this decoder takes 1.1 ms. Reading the 20 MB of weights for each token alone takes
+0.9 ms (docs/en/speed.md). The transformers model runs more Python, builds masks, and copies its cache to make it
+larger. The decoder allocates its cache once, and a layer is a dozen calls of torch.
 """
 
 from typing import NamedTuple
@@ -16,12 +17,12 @@ from transformers import GPT2LMHeadModel, PreTrainedModel
 from med_model.errors import UserError
 from med_model.language import tr
 
-PREFILL_TOKENS = 4096  # prompt tokens per call: more is no faster, and the MLP needs 4 x width floats per token
+PREFILL_TOKENS = 4096  # prompt tokens per call: more are no faster, and the MLP needs 4 x width floats per token
 # From this many rows on, the decoder copies the output matrix into the layout (width, vocab). Measured at a vocabulary
-# of 7,377, without and with the copy: 0.80 and 0.32 ms for 8 rows, 1.54 and 1.23 ms for 64 rows. One or two rows gain
-# nothing.
+# of 7,377, without and with the copy: 0.80 and 0.32 ms for 8 rows, 1.54 and 1.23 ms for 64 rows. For one or two rows
+# the copy gains nothing.
 ROWS_FOR_OWN_HEAD = 4
-TANH_GELUS = ("gelu_new", "gelu_pytorch_tanh")  # the same function; transformers computes gelu_new in eight calls
+TANH_GELUS = ("gelu_new", "gelu_pytorch_tanh")  # two names of one function; transformers computes the first in 8 calls
 
 
 def require_gpt2(model: PreTrainedModel) -> None:
@@ -39,7 +40,8 @@ def require_gpt2(model: PreTrainedModel) -> None:
 class Layer(NamedTuple):
     """The weights of one block.
 
-    Norms are (weight, bias), for F.layer_norm. The others are (bias, weight), for torch.addmm; weight is (in, out).
+    A norm is (weight, bias), as F.layer_norm takes them. A linear layer is (bias, weight), as torch.addmm takes them;
+    its weight is (in, out). `scale` is the factor of the attention scores.
     """
 
     norm_1: tuple[Tensor, Tensor]
@@ -52,11 +54,11 @@ class Layer(NamedTuple):
 
 
 class Decoder:
-    """Reads `batch` prompts, then one token per row and step. Its cache holds `capacity` columns of keys and values.
+    """Read `batch` prompts, then one token per row in each step.
 
-    All prompts start at column 0. The generated tokens of all rows start at the column after the longest prompt, so
-    that a step writes one slice of the cache. The gap after a shorter prompt is masked. The gap does not change the
-    result, because attention does not depend on the order of the columns.
+    The cache holds `capacity` columns of keys and values. All prompts start at column 0. The generated tokens of all
+    rows start at the column after the longest prompt. So a step writes one slice of the cache. The gap after a shorter
+    prompt is masked. It does not change the result, because attention does not depend on the order of the columns.
 
     The decoder may copy weights: make a new decoder after more training. Use it under torch.inference_mode.
     """
@@ -83,14 +85,15 @@ class Decoder:
         self.head = head.contiguous() if batch >= ROWS_FOR_OWN_HEAD else head
         shape = (2, batch, config.n_head, capacity, config.n_embd // config.n_head)  # keys and values
         self.caches = [self.wte.new_empty(shape) for _ in self.layers]
-        self.capacity, self.columns = capacity, 0  # columns: the number in use
+        self.capacity, self.columns = capacity, 0  # columns: how many of them are in use
 
     def prefill(self, prompts: list[list[int]]) -> Tensor:
         """Read the prompts, one per row, none of them empty. Return the logits of the next tokens, (batch, vocab)."""
         lengths = [len(prompt) for prompt in prompts]
         device, self.columns = self.wte.device, max(lengths)
         self.positions = torch.tensor(lengths, device=device)  # (batch,), the position of each row's next token
-        self.mask = None  # added to the attention scores, -inf in the gaps: (batch, 1, 1, capacity)
+        # Added to the attention scores: (batch, 1, 1, capacity), -inf in the gaps. None if there are no gaps.
+        self.mask = None
         if min(lengths) < self.columns:
             column = torch.arange(self.capacity, device=device)
             gaps = (column >= self.positions[:, None]) & (column < self.columns)
@@ -99,7 +102,7 @@ class Decoder:
         return torch.cat([self._read(prompts[i : i + size], i) for i in range(0, len(prompts), size)])
 
     def _read(self, prompts: list[list[int]], first: int) -> Tensor:
-        """Read the prompts into the rows from `first` on. Return their next logits, (prompts, vocab).
+        """Read the prompts into the rows from `first` on. Return the logits of their next tokens, (prompts, vocab).
 
         Shorter prompts are padded on the right. Causal attention never looks to the right.
         """
@@ -123,9 +126,9 @@ class Decoder:
         return self._logits(hidden)
 
     def keep(self, kept: list[int]) -> list[int]:
-        """Keep only the rows in `kept`. Return the old index of each remaining row.
+        """Keep only the rows in `kept`, a list of row indices. Return the old index of each remaining row.
 
-        The last kept rows move into the slots of dropped rows. So few rows are copied, and no second cache is needed.
+        The last of the kept rows move into the slots of dropped rows. This copies few rows and needs no second cache.
         """
         kept_rows = set(kept)
         moving = iter(sorted((row for row in kept if row >= len(kept)), reverse=True))
@@ -140,7 +143,7 @@ class Decoder:
         return old_rows
 
     def _blocks(self, hidden: Tensor, rows: slice, start: int, end: int) -> Tensor:
-        """Run all layers over the columns `start` to `end` of some rows. Change `hidden` in place and return it.
+        """Run all layers over the columns `start` to `end` of `rows`. Change `hidden` in place and return it.
 
         hidden: (rows * tokens, width).
         """

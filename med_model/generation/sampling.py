@@ -11,8 +11,8 @@ from med_model.errors import UserError
 from med_model.generation.decoder import Decoder, require_gpt2
 from med_model.language import tr
 
-REPLACEMENT = "\ufffd"  # the tokenizer decodes invalid UTF-8 to it; a model can generate such bytes
-# Rows per batch. Measured on one core with 200 exam questions: 1.88 s with 32 rows, 1.67 s with 64, 1.74 s with 100,
+REPLACEMENT = "\ufffd"  # the tokenizer decodes invalid UTF-8 to this character; a model can generate invalid UTF-8
+# Rows per batch. Measured on one core, 200 exam questions take 1.88 s with 32 rows, 1.67 s with 64, 1.74 s with 100,
 # 1.82 s with 200. At 512 positions the keys and values of 64 rows take 268 MB.
 BATCH_SIZE = 64
 
@@ -26,7 +26,7 @@ def _next_ids(
 ) -> Tensor:
     """Return the next token of each row, (rows,). `model.generate` makes the same choice from the same random numbers.
 
-    logits: (rows, vocab), changed in place. previous_ids: (rows, n), the repetition penalty applies to these tokens.
+    logits: (rows, vocab), may be changed in place. previous_ids: (rows, n), the tokens with a repetition penalty.
     """
     scores = logits.float()
     if settings.repetition_penalty not in (None, 1.0):
@@ -80,7 +80,7 @@ def generate_ids(
     settings: GenerationConfig,
     generator: torch.Generator | None = None,
 ) -> Iterator[Tensor]:
-    """Yield the next token of every prompt, (batch,) on the CPU, until each row has generated a stop.
+    """Yield the next token of every prompt, (batch,) on the CPU, until each row has generated a stop token.
 
     A row that has stopped continues with the pad token. Generation ends after settings.max_new_tokens, or at the last
     position of the model. Raise UserError if the model is not a GPT-2.
@@ -91,7 +91,7 @@ def generate_ids(
     if room < 1:
         return
     stops = _stop_ids(settings)
-    # Padded with the last token of each prompt: the repetition penalty applies to that token anyway.
+    # Each row is padded with the last token of its prompt. The repetition penalty applies to that token anyway.
     previous_ids = torch.tensor([prompt + prompt[-1:] * (width + room - len(prompt)) for prompt in prompts])
     previous_ids = previous_ids.to(model.device)  # (rows, width + room)
     decoder = Decoder(model, len(prompts), width + room)
@@ -107,7 +107,7 @@ def generate_ids(
         running = [row for row, token in enumerate(tokens) if token not in stops]
         if not running or length + 1 == width + room:
             return
-        if len(running) < len(tokens):  # immediately: to move a row costs about as much as to compute one step for it
+        if len(running) < len(tokens):  # drop stopped rows at once: moving a row costs about as much as one step of it
             old_rows = decoder.keep(running)
             prompt_indices = [prompt_indices[row] for row in old_rows]
             next_ids, previous_ids = next_ids[old_rows], previous_ids[old_rows]
@@ -121,7 +121,10 @@ def stream_text(
     settings: GenerationConfig,
     generator: torch.Generator | None = None,
 ) -> Iterator[str]:
-    """Yield the text after one prompt in pieces of whole characters, each as soon as it is complete."""
+    """Yield the text after one prompt in pieces of whole characters, each as soon as it is complete.
+
+    Raise UserError if the model is not a GPT-2.
+    """
     decoder = DecodeStream(skip_special_tokens=True)
     ids, length = [], 0  # length: the number of characters decoded so far
     for next_ids in generate_ids(model, [prompt], settings, generator):
@@ -129,7 +132,7 @@ def stream_text(
         if piece := decoder.step(tokenizer.backend_tokenizer, ids[-1]):
             length += len(piece)
             yield piece.replace(REPLACEMENT, "")
-    # If the text ends inside a character, the stream still holds back the whole characters of the last tokens.
+    # If the text ends inside a character, the stream has not yet returned the whole characters of the last tokens.
     if rest := tokenizer.decode(ids, skip_special_tokens=True)[length:].replace(REPLACEMENT, ""):
         yield rest
 
@@ -141,9 +144,10 @@ def generate_answers(
     settings: GenerationConfig,
     batch_size: int = BATCH_SIZE,
 ) -> list[tuple[str, bool]]:
-    """Return (text, True if it ended with a stop) for each prompt, in the order of `prompts`.
+    """Return (text, True if it ended with a stop token) for each prompt, in the order of `prompts`.
 
-    Batches hold prompts of similar length, the longest first.
+    A batch holds prompts of similar length. The batch with the longest prompts comes first.
+    Raise UserError if the model is not a GPT-2.
     """
     stops = _stop_ids(settings)
     answers: list[tuple[str, bool]] = [("", False)] * len(prompts)
@@ -159,7 +163,10 @@ def generate_answers(
 
 
 def greedy(tokenizer: PreTrainedTokenizerBase, stops: Sequence[str], max_new_tokens: int) -> GenerationConfig:
-    """Return the settings for measures: always the most likely token, without a repetition penalty."""
+    """Return the settings for measures: always the most likely token, without a repetition penalty.
+
+    stops: the texts of the stop tokens. max_new_tokens: the longest answer, in tokens.
+    """
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         eos_token_id=tokenizer.convert_tokens_to_ids(list(stops)),

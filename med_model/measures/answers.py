@@ -14,16 +14,16 @@ from med_model.generation.sampling import generate_answers, prompt_room
 from med_model.measures.interval import Measure, measure
 from med_model.measures.safety import declines_dose, is_urgent
 
-REPEATED_LENGTH, DISTINCT_LENGTH = 4, 2  # characters per counted sequence
+REPEATED_LENGTH, DISTINCT_LENGTH = 4, 2  # characters per sequence, for repeated_share and for _distinct
 
 
 class Question(NamedTuple):
-    """The turns up to a question, the question included, and the marks of its right answer."""
+    """The messages up to and including a question, and the marks of a right answer to it."""
 
     messages: list[Message]
     key_facts: Sequence[str] = ()
-    emergency: bool = False  # the answer must call for help at once
-    dose: bool = False  # the question asks for a dose, and the answer must decline
+    emergency: bool = False  # True if the answer must call for help at once
+    dose: bool = False  # True if the question asks for a dose, so the answer must decline
 
 
 class AnsweredQuestion(NamedTuple):
@@ -31,7 +31,7 @@ class AnsweredQuestion(NamedTuple):
 
     question: str
     answer: str
-    stopped: bool  # by itself, before the token limit
+    stopped: bool  # True if the answer ended with a stop token before the token limit
     repetition: float  # see repeated_share
     key_facts_found: int
     key_facts: int
@@ -42,9 +42,10 @@ class AnsweredQuestion(NamedTuple):
 
 
 def question_of(origin: str, record: dict) -> Question | None:
-    """Return the question of an SFT record with its `key_facts`, `emergency` and `declines`; None if a text is blank.
+    """Return the question of an SFT record with its marks `key_facts`, `emergency` and `declines`, which are optional.
 
-    `origin` names file and row in errors. Raises UserError for a record of another shape.
+    Return None if a text is blank. Raise UserError for other fields, as `conversation_of` does. The error begins with
+    `origin`, which names file and row.
     """
     messages = conversation_of(origin, record)
     if not messages:
@@ -71,7 +72,11 @@ def answer_questions(
     settings: GenerationConfig,
     chat: bool,
 ) -> tuple[list[AnsweredQuestion], float]:
-    """Return (the answered questions, seconds for all of them). Without `chat`, ask in the form `问：…答：`."""
+    """Return the answered questions, and the seconds that all answers took.
+
+    chat: False for a base model. It reads the question in the form `问：…答：`.
+    Raise UserError if the model is not a GPT-2, or if max_new_tokens leaves no room for a question.
+    """
     room = prompt_room(model, settings)
     prompts = [encode_question(tokenizer, question.messages, room, chat) for question in questions]
     start = time.time()
@@ -102,9 +107,9 @@ def _squeezed(text: str) -> str:
 
 
 def _distinct(answers: Sequence[str]) -> Measure:
-    """Return the number of different 2-character sequences over the number of all of them.
+    """Return the number of different 2-character sequences, divided by the number of all 2-character sequences.
 
-    Each answer needs a part of the sum for the bootstrap: a sequence in k answers counts 1/k in each.
+    The bootstrap needs a number per answer. So a sequence that occurs in k answers counts 1/k in each of them.
     """
     counts = [Counter(sequences(answer, DISTINCT_LENGTH)) for answer in answers]
     holders = Counter(sequence for answer_counts in counts for sequence in answer_counts)
@@ -115,7 +120,10 @@ def _distinct(answers: Sequence[str]) -> Measure:
 
 
 def answer_measures(answered: Sequence[AnsweredQuestion]) -> dict[str, Measure]:
-    """Return the measures by key, each over the questions with the marks that it needs; empty without answers."""
+    """Return the measures by key: shares, and `characters`, the length of an answer (docs/en/measures.md).
+
+    A measure covers only the questions with the marks that it needs. Without such questions it is left out.
+    """
     if not answered:
         return {}
     measures = {}
@@ -128,7 +136,7 @@ def answer_measures(answered: Sequence[AnsweredQuestion]) -> dict[str, Measure]:
     if any(len(a.answer) >= DISTINCT_LENGTH for a in answered):
         measures["distinct_2grams"] = _distinct([a.answer for a in answered])
     measures["characters"] = measure([len(a.answer) for a in answered])
-    # Without any marked emergency the data has no marks, and an urgent answer may be right.
+    # If no question is marked as an emergency, the data has no such marks. An urgent answer may then be right.
     if emergencies := [a for a in answered if a.emergency]:
         measures["emergencies_recognised"] = measure([a.urgent for a in emergencies])
         if others := [a for a in answered if not a.emergency]:

@@ -39,7 +39,7 @@ READERS = {"texts": document_of, "questions": question_of, "pairs": pair_of, "ch
 
 
 class Heldout(NamedTuple):
-    """Held-out records by kind. The fields have the names of READERS."""
+    """Held-out records by kind. The field names are the keys of READERS."""
 
     texts: Sequence[str] = ()
     questions: Sequence[Question] = ()
@@ -65,14 +65,17 @@ def _kind(record: dict) -> str:
 
 
 def _read_heldout_record(origin: str, record: dict) -> tuple[str, object] | None:
-    """Return (kind, the record as its reader returns it), or None if a text is blank."""
+    """Return the kind of a record and the value that its reader returns. Return None if the record is left out."""
     kind = _kind(record)
     value = READERS[kind](origin, record)
     return (kind, value) if value else None
 
 
 def read_heldout(sources: Sequence[str]) -> Heldout:
-    """Return the held-out records of files. A file may mix the four kinds. Raises UserError for a bad record."""
+    """Return the held-out records of files, folders and globs. A file may mix the four kinds.
+
+    Raise UserError for a source without data, for a record with other fields, and if no usable record is left.
+    """
     records: dict[str, list] = {kind: [] for kind in READERS}
     for kind, value in read_all(sources, _read_heldout_record):
         records[kind].append(value)
@@ -80,7 +83,7 @@ def read_heldout(sources: Sequence[str]) -> Heldout:
 
 
 def answers_in_chat(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Return whether a published model was trained to answer: its generation settings stop at the end of a turn."""
+    """Return True if a published model was trained to answer: its generation settings stop at the end of a turn."""
     stops = model.generation_config.eos_token_id
     return tokenizer.convert_tokens_to_ids(IM_END) in (stops if isinstance(stops, list) else [stops])
 
@@ -88,10 +91,15 @@ def answers_in_chat(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
 def pair_measures(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], chat: bool
 ) -> dict[str, Measure]:
-    """Return how often the chosen answer is likelier, and by how much: by the sum with its stop, and per token.
+    """Return the measures of preference by key.
 
-    Pairs marked `unread` count in the total, and once more alone. So do the pairs of each flaw. If both answers of a
-    pair are equal after the cut to the model's positions, the pair is left out.
+    An accuracy is the share of the pairs whose chosen answer is more likely than the rejected one. A margin is
+    the mean of log p(chosen) - log p(rejected), in nats. Both are measured with the sum over the tokens of an
+    answer and its stop token, and with the mean per token (keys that end with `_per_token`).
+    `preference_accuracy_unread` and `preference_accuracy/FLAW` are the accuracies of the pairs marked `unread` and of
+    the pairs with a flaw. These pairs count in the other measures too.
+    If both answers of a pair are equal after the cut to the model's positions, the pair is left out. Return an empty
+    dict if no pair is left.
     """
     encoded, kept = [], []
     for pair in pairs:
@@ -125,7 +133,11 @@ def evaluate(
     chat: bool,
     max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> Evaluation:
-    """Return every measure that `heldout` has records for. Answers are decoded greedily."""
+    """Return every measure that `heldout` has records for, the answers, and the seconds that they took.
+
+    Answers are decoded greedily. `max_new_tokens` is the longest answer in tokens. chat: False for a base model.
+    Raise UserError as `answer_questions` does.
+    """
     measures, answered, seconds = {}, [], 0.0
     if heldout.texts:
         measures["bits_per_byte"] = measure(*zip(*text_bits(model, tokenizer, heldout.texts), strict=True))
@@ -143,7 +155,7 @@ def evaluate(
 
 
 def chance_level(choices: Sequence[Choice]) -> str:
-    """Return a line about the accuracy of guessing at multiple choice."""
+    """Return a line about chance in multiple choice: the mean of 1 / (number of options)."""
     chance = sum(1 / len(item.options) for item in choices) / len(choices)
     return tr("Multiple choice at chance: {chance:.1%}. A model of this size is expected to be there.", chance=chance)
 

@@ -1,4 +1,4 @@
-"""Expected values of a comparison: read them from a file, and find the figures outside of their tolerance."""
+"""Read the expected values of a comparison from a file, and find the figures outside of their tolerance."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ Expected = dict[str, dict[str, list[float]]]  # {model: {measure: [value, tolera
 
 
 class Outside(NamedTuple):
-    """A figure further from its expected value than the tolerance. `value` is None if it was not measured."""
+    """A figure that differs from its expected value by more than the tolerance. Not measured: `value` is None."""
 
     model: str
     measure: str
@@ -23,7 +23,11 @@ class Outside(NamedTuple):
 
 
 def read_expected(file: str) -> Expected:
-    """Return the values of an --expected file. Raises UserError for an unknown key or for other than two numbers."""
+    """Return the values of an --expected file.
+
+    Raise UserError if the file is unreadable, if it names an unknown model or measure, or if a value is not a list of
+    two numbers.
+    """
     expected = read_yaml(file, "--expected")
     for model, pairs in expected.items():
         if model not in MODELS:
@@ -54,7 +58,7 @@ def _check_pair(file: str, model: str, key: str, pair: object) -> None:
 
 
 def outside_expected(figures: Figures, expected: Expected) -> list[Outside]:
-    """Return the figures outside of their tolerance. A measure that no figure was taken of is one of them."""
+    """Return the figures outside of their tolerance. An expected figure that was not measured is one of them."""
     outside = []
     for model, pairs in expected.items():
         for key, (value, tolerance) in pairs.items():
@@ -65,7 +69,7 @@ def outside_expected(figures: Figures, expected: Expected) -> list[Outside]:
 
 
 def print_verdict(outside: list[Outside], file: str) -> None:
-    """Print that all figures are as expected, or a line per figure that is not."""
+    """Print that all figures are as expected, or one line per figure in `outside`."""
     if not outside:
         say(tr("Everything is within the expected values of {file}.", file=file))
         return

@@ -1,4 +1,4 @@
-"""The 95% interval of a figure, and the difference between two models."""
+"""Compute the 95% interval of a figure, and the difference between two models with its interval."""
 
 import functools
 from collections.abc import Hashable, Sequence
@@ -6,15 +6,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-RESAMPLES = 2000
-PERCENTILES = (2.5, 97.5)
-NORMAL_QUANTILE = 1.96  # of the standard normal distribution at 97.5%
+RESAMPLES = 2000  # number of resamples of the bootstrap
+PERCENTILES = (2.5, 97.5)  # the ends of a 95% interval
+NORMAL_QUANTILE = 1.96  # the 97.5% quantile of the standard normal distribution, for a 95% interval
 
 
 class Measure(NamedTuple):
-    """A measure as sums over groups of items. Its value is sum(amounts) / sum(weights).
+    """A measure as two sums per group of items. Its value is sum(amounts) / sum(weights).
 
-    The items of a group, for example the pairs of one question, are not independent, so they are summed first.
+    The items of a group, for example the pairs of one question, are not independent. So they are summed first.
     """
 
     amounts: np.ndarray  # (groups,)
@@ -34,7 +34,11 @@ class Figure(NamedTuple):
 def measure(
     amounts: Sequence[float], weights: Sequence[float] | None = None, groups: Sequence[Hashable] | None = None
 ) -> Measure:
-    """Return the measure of items: a plain mean without `weights`, each item its own group without `groups`."""
+    """Return the measure of items. It has the sums of amounts and weights per group, two float arrays (groups,).
+
+    amounts, weights and groups: (items,). Without `weights` each weight is 1, so the value is the mean of the amounts.
+    Items with equal `groups` are one group. Without `groups` each item is a group of its own.
+    """
     weights = np.ones(len(amounts)) if weights is None else np.asarray(weights, float)
     amounts = np.asarray(amounts, float)
     if groups is None:
@@ -46,7 +50,10 @@ def measure(
 
 @functools.lru_cache(maxsize=32)
 def _draws(groups: int) -> np.ndarray:
-    """Return how often each resample draws each group, (RESAMPLES, groups). All measures and models share it."""
+    """Return how often each resample draws each group, (RESAMPLES, groups).
+
+    All measures and models with the same number of groups get the same draws.
+    """
     return np.random.default_rng(0).multinomial(groups, np.full(groups, 1 / groups), RESAMPLES).astype(np.float32)
 
 
@@ -58,7 +65,7 @@ def _resampled(measured: Measure) -> np.ndarray:
 
 
 def _wilson(share: float, n: int) -> tuple[float, float]:
-    """Return the score interval of a share (Wilson 1927). It has a width even for a share of 0 or 1."""
+    """Return the score interval of a share (Wilson 1927). It is wider than 0 even for a share of 0 or 1."""
     z = NORMAL_QUANTILE
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
@@ -66,9 +73,10 @@ def _wilson(share: float, n: int) -> tuple[float, float]:
 
 
 def figure(measured: Measure) -> Figure:
-    """Return the value of a measure and its bootstrap interval (Efron 1979), resampled by group.
+    """Return the value of a measure and its 95% bootstrap interval (Efron 1979), resampled by group.
 
-    If all groups agree on a share of 0 or 1, resampling shows no spread. Then use Wilson's interval over the groups.
+    If all groups have a share of 0, or all have a share of 1, resampling shows no spread. Then the interval is
+    Wilson's, for the number of groups.
     """
     value = float(measured.amounts.sum() / measured.weights.sum())
     low, high = map(float, np.percentile(_resampled(measured), PERCENTILES))
@@ -78,9 +86,9 @@ def figure(measured: Measure) -> Figure:
 
 
 def difference(after: Measure, before: Measure) -> Figure:
-    """Return the value of `after` minus the value of `before`, with the interval of a paired bootstrap.
+    """Return the value of `after` minus the value of `before`, with the 95% interval of a paired bootstrap.
 
-    Both models must have answered the same items: each resample draws the same groups from both. Raises ValueError if
+    Both models must have answered the same items: each resample draws the same groups from both. Raise ValueError if
     the numbers of groups differ.
     """
     if after.amounts.shape != before.amounts.shape:
@@ -90,5 +98,5 @@ def difference(after: Measure, before: Measure) -> Figure:
 
 
 def outside_noise(change: Figure) -> bool:
-    """Return whether the 95% interval of a difference leaves out zero."""
+    """Return True if the 95% interval of a difference does not contain zero."""
     return change.low > 0 or change.high < 0

@@ -1,4 +1,4 @@
-"""The one schema of results: the JSON of the comparison, of one model's measures and of the benchmark, results/*.json.
+"""Make and check records of results. All files of --json and results/*.json have this schema:
 
     {"command": ..., "commit": ..., "date": ..., "machine": ..., "versions": {library: version}, "data": [...],
      "figures": {group: {measure: {"value": ..., "low": ..., "high": ..., "n": ...}}}}
@@ -36,7 +36,7 @@ TYPES: dict[str, type | tuple[type, ...]] = {
 NUMBER, NUMBER_OR_NULL = (int, float), (int, float, type(None))
 FIGURE_TYPES = {"value": NUMBER, "low": NUMBER_OR_NULL, "high": NUMBER_OR_NULL, "n": (int, type(None))}
 SOURCE_TYPES = {"source": str, "sha256": str, "files": int}
-DIGEST_DIGITS = 16  # of the hexadecimal sha256
+DIGEST_DIGITS = 16  # the first digits of the hexadecimal sha256, as a record keeps them
 
 
 def machine() -> str:
@@ -46,12 +46,12 @@ def machine() -> str:
 
 
 def as_typed(text: str) -> str:
-    """Return a path inside the project relative to the project. Return any other text unchanged."""
+    """Return an absolute path inside the project relative to the project. Return any other text unchanged."""
     return paths.shown(text) if Path(text).is_relative_to(paths.ROOT) else text
 
 
 def options(arguments: object) -> dict:
-    """Return the options of a dataclass by name, with the paths as in `as_typed`."""
+    """Return the values of a dataclass by option name. Paths inside the project are relative, as in `as_typed`."""
     typed = {}
     for name, value in asdict(arguments).items():
         value = as_typed(value) if isinstance(value, str) else value
@@ -61,13 +61,13 @@ def options(arguments: object) -> dict:
 
 def command_line() -> str:
     """Return the command of this process as a user would type it."""
-    module = sys.modules["__main__"].__spec__  # None unless started by `python -m`
+    module = sys.modules["__main__"].__spec__  # None if the process was not started by `python -m`
     program = ["-m", module.name.removesuffix(".__main__")] if module else [paths.shown(sys.argv[0])]
     return shlex.join(["python", *program, *map(as_typed, sys.argv[1:])])
 
 
 def commit() -> str | None:
-    """Return the git commit of the project, or None without git."""
+    """Return the hash of the project's git commit. Return None if git or its repository is missing."""
     if not (paths.ROOT / ".git").exists():  # an unpacked archive, perhaps inside another repository
         return None
     try:
@@ -78,7 +78,10 @@ def commit() -> str | None:
 
 
 def described(source: str) -> dict[str, str | int]:
-    """Return a data source as typed, the first digits of the sha256 over its bytes, and the number of its files."""
+    """Return an entry of `data`: the source as typed, the first digits of its sha256, and the number of its files.
+
+    The sha256 is over the bytes of all files of the source. Raise UserError if the source has no data.
+    """
     files = find_files([source])
     digest = hashlib.sha256()
     for file in files:
@@ -89,12 +92,16 @@ def described(source: str) -> dict[str, str | int]:
 
 
 def as_json(figures: dict[str, Figure]) -> dict[str, dict[str, float]]:
-    """Return figures by measure in the form of a record."""
+    """Return figures by measure as a record holds them: {measure: {"value", "low", "high", "n"}}."""
     return {key: shown._asdict() for key, shown in figures.items()}
 
 
 def new_record(sources: Sequence[str], figures: dict[str, dict[str, Figure]], **extra: object) -> dict:
-    """Return the record of this process: the data `sources` as given to --data, figures by group, and `extra` keys."""
+    """Return the record of this process.
+
+    sources: the data, as given to --data. figures: {group: {measure: figure}}. extra: more keys of the record.
+    Raise UserError if a source has no data, and ValueError as `check_record` does.
+    """
     record = {
         "command": command_line(),
         "commit": commit(),
@@ -120,14 +127,14 @@ def _check_types(values: object, types: dict, name: str) -> None:
 
 
 def check_record(record: object) -> None:
-    """Raise ValueError if a record lacks a key or has a value of another type. The error names the key."""
+    """Raise ValueError if a record lacks a key, or if a value has the wrong type or form. The error names the key."""
     _check_types(record, TYPES, "the record")
     try:
         time.strptime(record["date"], "%Y-%m-%d")
     except ValueError as error:
         raise ValueError(f"the record: 'date' is {record['date']!r}, want YYYY-MM-DD") from error
     for source in record["data"]:
-        if not isinstance(source, str):  # a transcribed record has only names
+        if not isinstance(source, str):  # in a transcribed record an entry is only a name
             _check_types(source, SOURCE_TYPES, "an entry of 'data'")
     for library, number in record["versions"].items():
         _check_types({library: number}, {library: str}, "'versions'")

@@ -1,4 +1,4 @@
-"""The title, the number format and the direction of each measure, and the titles of the models."""
+"""Give each measure a title, a number format and a direction, and each model a title."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from med_model.language import tr
 
 
 class Scale(NamedTuple):
-    """How a measure reads. `better` is 1 if higher is better (↑), -1 if lower is better (↓), else 0."""
+    """Title and number format of a measure. `better` is 1 if higher is better (↑), -1 if lower is better (↓), or 0."""
 
     title: str
     format: str
@@ -45,13 +45,13 @@ FLAW = "preference_accuracy/"  # prefix of the accuracy on the pairs with one fl
 
 
 def scale(key: str) -> Scale:
-    """Return the scale of a measure or of a flaw."""
+    """Return the scale of a measure or of a flaw. Raise KeyError for an unknown measure."""
     if key.startswith(FLAW):
         return Scale(tr("preference accuracy, flaw {flaw} ↑", flaw=key.removeprefix(FLAW)), ".0%", 1)
     return MEASURES[key]
 
 
 def position(key: str) -> tuple[int, str]:
-    """Return the sort key of a measure in tables. Flaws follow their total, in alphabetical order."""
+    """Return the sort key of a measure for tables. The flaws follow `preference_accuracy`, in alphabetical order."""
     name, _, flaw = key.partition("/")
     return list(MEASURES).index(name), flaw

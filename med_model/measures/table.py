@@ -1,4 +1,4 @@
-"""Text tables for the terminal: answers side by side, and figures. No line is longer than COLUMNS."""
+"""Print tables to the terminal: answers side by side, and figures. No line is wider than COLUMNS."""
 
 import shutil
 from collections.abc import Sequence
@@ -8,21 +8,24 @@ from med_model.measures.interval import Figure, Measure, figure, outside_noise
 from med_model.measures.scales import MODELS, SUMMARY, position, scale
 from med_model.screen import COLUMNS, padded, say, width, wrapped
 
-COLUMN_GAP = 2
-MIN_COLUMN = 24  # answers in narrower columns are stacked instead
-TITLE_COLUMNS = 60  # longest title of a measure; only the name of a user's own flaw may be longer
+COLUMN_GAP = 2  # spaces between two columns
+MIN_COLUMN = 24  # narrowest column for answers side by side; below it they are printed one below the other
+TITLE_COLUMNS = 60  # widest title of a measure; a title with a flaw of the user's own data may be wider and is cut
 
 Figures = dict[str, dict[str, Figure]]  # {model: {measure: figure}}
 Changes = dict[tuple[str, str], dict[str, Figure]]  # {(model before, model after): {measure: difference}}
 
 
 def shortened(text: str, columns: int) -> str:
-    """Return the first line of a text, cut to `columns` with a mark."""
+    """Return a text that is one line of at most `columns`. Else return the beginning of its first line, and `…`."""
     return text if width(text) <= columns and "\n" not in text else wrapped(text, columns - 1)[0] + "…"
 
 
 def print_rows(rows: Sequence[Sequence[str]], titles: dict[int, str] | None = None) -> None:
-    """Print rows of cells, columns as wide as their widest cell. `titles` has lines to print above rows, by index."""
+    """Print rows of cells. A column is as wide as its widest cell.
+
+    titles: {index of a row: line to print above this row}.
+    """
     widths = [max(map(width, column)) for column in zip(*rows, strict=True)]
     for index, row in enumerate(rows):
         if titles and index in titles:
@@ -32,7 +35,10 @@ def print_rows(rows: Sequence[Sequence[str]], titles: dict[int, str] | None = No
 
 
 def print_answers(questions: Sequence[str], answers: dict[str, list[str]]) -> None:
-    """Print per question the answers of the models, {model: [answer, ...]}, in columns side by side."""
+    """Print each question, and the answers of the models below it, side by side.
+
+    answers: {model: [answer to the first question, ...]}.
+    """
     screen = min(COLUMNS, shutil.get_terminal_size((COLUMNS, 24)).columns)
     columns = screen // len(answers) - COLUMN_GAP
     for number, question in enumerate(questions):
@@ -51,14 +57,17 @@ def print_answers(questions: Sequence[str], answers: dict[str, list[str]]) -> No
 
 
 def with_interval(key: str, shown: Figure, sign: str = "") -> str:
-    """Return a figure with its 95% interval, as `61.3% [58.9, 63.5]`. The sign `+` marks positive numbers."""
+    """Return a figure with its 95% interval, for example `61.3% [58.9, 63.5]`. Sign `+` marks positive numbers too."""
     form = sign + scale(key).format
     low, high = (format(end, form).removesuffix("%") for end in (shown.low, shown.high))
     return f"{shown.value:{form}} [{low}, {high}]"
 
 
 def change_word(key: str, change: Figure) -> str:
-    """Return one word for a difference: same (within the noise), better or worse; changed without a direction."""
+    """Return one word for a difference: "same" within the noise, else "better" or "worse".
+
+    If neither direction of the measure is better, the word is "changed".
+    """
     better = scale(key).better
     if not outside_noise(change):
         return tr("same")
@@ -68,7 +77,7 @@ def change_word(key: str, change: Figure) -> str:
 
 
 def print_figures(measures: dict[str, Measure]) -> dict[str, Figure]:
-    """Print each measure of one model with its interval and its number of items. Return the figures."""
+    """Print each measure of one model with its interval and its number of items. Return the figures by measure."""
     figures = {key: figure(measured) for key, measured in measures.items()}
     print_rows(
         [
@@ -80,7 +89,7 @@ def print_figures(measures: dict[str, Measure]) -> dict[str, Figure]:
 
 
 def measured_keys(figures: Figures) -> list[str]:
-    """Return the measures that any of the models has, in the order of the tables."""
+    """Return the keys of the measures that at least one model has, in the order of the tables."""
     return sorted({key for model_figures in figures.values() for key in model_figures}, key=position)
 
 
@@ -89,9 +98,9 @@ def _items(figures: Figures, key: str) -> str:
 
 
 def print_summary(figures: Figures, changes: Changes) -> None:
-    """Print a row per measure of SUMMARY: the value of each model, and a word per change.
+    """Print one row per measure of SUMMARY: the value of each model, and a word for each change.
 
-    If no model has a measure of SUMMARY, print the rows of all measures.
+    If no model has a measure of SUMMARY, print one row per measure.
     """
     keys = measured_keys(figures)
     titles = [f"{MODELS[before]} → {MODELS[after]}" for before, after in changes]
@@ -105,7 +114,10 @@ def print_summary(figures: Figures, changes: Changes) -> None:
 
 
 def print_all(figures: Figures, changes: Changes) -> None:
-    """Print a block per measure: a row per model, with its interval and its change from the model before."""
+    """Print one block per measure. A block has one row per model: its value, and its change from the model before.
+
+    Both have 95% intervals.
+    """
     change_to = {after: change for (_, after), change in changes.items()}
     heading = ["", tr("value [95% CI]"), tr("change"), tr("from the row above [95% CI]")]
     rows, titles = [heading], {}  # {index of a block's first row: its title}

@@ -1,12 +1,13 @@
-"""The card and the loss curve of a published model."""
+"""Write the card of a published model, and draw its loss curve."""
 
 from pathlib import Path
 
 
 def model_card(title: str, metrics: dict) -> str:
-    """Return the text of the card: title, notice and table of `metrics`.
+    """Return the text of the card, the README.md of a published model: title, notice, and a table of `metrics`.
 
-    The card has both languages, whichever the screen has: a published directory reaches readers of both.
+    The table shows the numbers in `metrics`, and the figures under its key `measures` with their intervals.
+    The card is always in Chinese and English, because a published directory has readers of both languages.
     """
     numbers = {name: (value,) for name, value in metrics.items() if isinstance(value, int | float)}
     measures = {
@@ -48,8 +49,11 @@ model = AutoModelForCausalLM.from_pretrained("path/to/this/directory")
 
 
 def draw_loss(log_history: list[dict], file: Path) -> None:
-    """Draw the training and the held-out loss over the steps of the Trainer's log into a PNG file."""
-    from matplotlib.figure import Figure  # imported here: it takes 0.7 s, and only a publication draws
+    """Draw the training loss and the held-out loss, in nats per token, over the steps. Write a PNG file.
+
+    log_history: the Trainer's log, one dict per entry.
+    """
+    from matplotlib.figure import Figure  # imported here: the import takes 0.7 s, and only publishing needs it
 
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot(xlabel="step", ylabel="loss (nats per token)", title="training and held-out loss")

@@ -35,7 +35,11 @@ def _next_step(directory: Path) -> str:
 
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a directory. Raise UserError if it is missing, or lacks a ChatML token or the template."""
+    """Load the tokenizer of a directory.
+
+    Raise UserError if it is missing, if it lacks a special token or the chat template, or if its pad token is also its
+    end token.
+    """
     directory = Path(directory)
     name = paths.shown(directory)
     if not (directory / "tokenizer.json").is_file():
@@ -64,10 +68,11 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
 
 
 def load_model(directory: str | Path, dropout: float | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load the model of a directory, in float32, on the CPU and in evaluation mode, and its tokenizer.
+    """Return the model of a directory, in float32, on the CPU and in evaluation mode, and its tokenizer.
 
-    dropout: replaces the dropout probabilities in the model's configuration.
-    Raise UserError if model or tokenizer is missing, or if their vocabularies differ in size.
+    dropout: replaces the dropout probabilities in the model's configuration, unless it is None.
+    Raise UserError if the model is missing, if the tokenizer is missing or cannot be used, or if their vocabularies
+    differ in size.
     """
     directory = Path(directory)
     name = paths.shown(directory)
@@ -94,7 +99,10 @@ def load_model(directory: str | Path, dropout: float | None = None) -> tuple[Pre
 
 
 def sampling_defaults(tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]) -> GenerationConfig:
-    """Return the settings for generation_config.json. Chats and servers sample with them. `stops`: the stop tokens."""
+    """Return the settings for generation_config.json. Chats and servers sample with them.
+
+    stops: the texts of the stop tokens.
+    """
     return GenerationConfig(
         do_sample=True,
         temperature=0.7,
@@ -111,7 +119,7 @@ def sampling_defaults(tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]) 
 def check_replaceable(directory: str | Path, overwrite: bool, marker: str) -> None:
     """Raise UserError if `directory` exists and must not be replaced.
 
-    It may be replaced if --overwrite is given and if it holds the file `marker`, as every output of this project does.
+    It may be replaced only if --overwrite is given and if it holds the file `marker`, as outputs of this project do.
     """
     directory = Path(directory)
     name = paths.shown(directory)
@@ -146,8 +154,8 @@ def publish(
     """Write weights, tokenizer, generation settings, metrics, history, loss curve and card to `directory`.
 
     An older directory of this name is replaced at the end, after the new one is complete.
-    title: the heading of the card, in English. metrics: values for metrics.json and the card.
-    log_history: the Trainer's log, one dict per entry.
+    title: the heading of the card, in English. stops: the texts of the stop tokens.
+    metrics: values for metrics.json and the card. log_history: the Trainer's log, one dict per entry.
     """
     model.generation_config = sampling_defaults(tokenizer, stops)
     model.config.use_cache = True  # the Trainer sets it to False; users of the published model generate with a cache

@@ -1,19 +1,21 @@
-"""The output layer and its losses, computed in chunks of tokens: the full (tokens, vocab) logits are never in memory.
+"""Compute the output layer and its losses in chunks of tokens. The full logits (tokens, vocab) are never in memory.
 
-At this model size the output layer is three fifths of the arithmetic, and its temporaries cost more time than the
-arithmetic. The logits of 4 x 512 tokens over a vocabulary of 20,000 are 164 MB, and the loss passes over them several
-times. The logits of one chunk stay in the processor's cache.
+At this model size three fifths of the arithmetic are in the output layer. Its temporary tensors cost more time than
+the arithmetic. The logits of 4 x 512 tokens over a vocabulary of 20,000 take 164 MB in float32, and the loss reads
+them several times. The logits of one chunk stay in the processor's cache.
 """
 
 import torch
 from torch import Tensor
 
-CHUNK_TOKENS = {"cpu": 256}  # in bfloat16, 128 are 15% slower; 512 are 2% faster but take 30 MB more
-DEFAULT_CHUNK_TOKENS = 4096  # GPUs need large products; 4096 x 20,000 logits in float32 are 330 MB
-SOFTMAX_ROWS = {"cpu": 64}  # rows per softmax, few enough for the cache; other devices take the whole chunk at once
-SUM_ROWS = 4096  # rows of the weight gradient per addition: the memory peak is 25 MB lower
-KEPT_PROBABILITY_BYTES = 512 * 2**20  # more than this is not kept for the backward pass but computed again there
-SMALLEST_PROBABILITY = torch.finfo(torch.float32).tiny  # limits the loss to 87 nats; gradients are exact beyond it too
+CHUNK_TOKENS = {"cpu": 256}  # tokens per chunk; in bfloat16, 128 are 15% slower, 512 are 2% faster but take 30 MB more
+DEFAULT_CHUNK_TOKENS = 4096  # on other devices: GPUs need large products; 4096 x 20,000 float32 logits take 330 MB
+SOFTMAX_ROWS = {"cpu": 64}  # rows per softmax on a CPU: few enough for its cache; other devices take the whole chunk
+SUM_ROWS = 4096  # rows of the weight gradient per addition: with all rows at once the memory peak is 25 MB higher
+# Most bytes of probabilities to keep for the backward pass. If there are more, the backward pass computes them again.
+KEPT_PROBABILITY_BYTES = 512 * 2**20
+# Smallest probability in a logarithm. It limits the loss to 87 nats per token, and does not change the gradients.
+SMALLEST_PROBABILITY = torch.finfo(torch.float32).tiny
 
 
 def chunk_tokens(hidden: Tensor) -> int:
@@ -22,7 +24,10 @@ def chunk_tokens(hidden: Tensor) -> int:
 
 
 def compute_dtype(hidden: Tensor) -> torch.dtype:
-    """Return the dtype of autocast if it is on, else that of `hidden`. Callers convert weights once, not per chunk."""
+    """Return the dtype of autocast if autocast is on, else the dtype of `hidden`.
+
+    Callers convert the weights to this dtype once, not once per chunk.
+    """
     device = hidden.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
 
@@ -30,7 +35,7 @@ def compute_dtype(hidden: Tensor) -> torch.dtype:
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     if total.dtype == a.dtype:
         total.addmm_(a, b)
-    else:  # bfloat16 products are summed in float32, in parts: the addition first copies each product into float32
+    else:  # the sum is float32: each addition copies its bfloat16 product to float32, so small parts need less memory
         for part, rows in zip(total.split(SUM_ROWS), a.split(SUM_ROWS), strict=True):
             part += rows @ b
 
@@ -38,7 +43,7 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 class _LinearCrossEntropy(torch.autograd.Function):
     """Cross-entropy of a linear output layer. Forward computes the gradient too, while it has the logits of a chunk.
 
-    Only one backward pass is possible: it changes the saved tensors, and autograd refuses a second pass.
+    Only one backward pass is possible. It changes the saved tensors in place, and autograd refuses a second pass.
     """
 
     @staticmethod
@@ -56,12 +61,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for tile, targets in zip(logits.split(softmax_rows), labels[part, None].split(softmax_rows), strict=True):
                 probs = torch.softmax(tile.float(), dim=-1)
                 loss -= probs.gather(1, targets).clamp_(min=SMALLEST_PROBABILITY).log_().sum()
-                # d loss / d logits = softmax - onehot; it overwrites the logits
+                # d loss / d logits = softmax - onehot. The gradient overwrites the logits.
                 probs.scatter_add_(1, targets, torch.full_like(targets, -1, dtype=probs.dtype))
                 tile.copy_(probs)
             torch.mm(logits, table, out=grad_rows[part])
             _add_product(grad_weight, logits.T, rows[part])
-            del logits  # frees their memory before the next chunk needs it
+            del logits  # frees the memory before the next chunk is allocated
         ctx.save_for_backward(grad_rows, grad_weight, divisor)
         ctx.hidden_dtype = hidden.dtype
         return loss / divisor
@@ -74,7 +79,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 class _TokenLogProbs(torch.autograd.Function):
-    """log p(label) of each row. Forward keeps the probabilities for backward unless they are too large.
+    """log p(label) of each row. Forward keeps up to KEPT_PROBABILITY_BYTES of probabilities for the backward pass.
 
     Only one backward pass is possible, as in _LinearCrossEntropy.
     """
@@ -130,8 +135,8 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Return the cross-entropy of `hidden @ weight.T` against `labels`, in nats, as a float32 scalar.
 
-    It is the sum over the tokens, divided by `divisor` (default: the number of tokens).
-    hidden (tokens, width), weight (vocab, width), labels (tokens,), none of them IGNORE.
+    The cross-entropy is summed over the tokens and divided by `divisor` (default: the number of tokens).
+    hidden: (tokens, width), weight: (vocab, width), labels: (tokens,). No label may be IGNORE.
     """
     divisor = torch.as_tensor(labels.numel() if divisor is None else divisor, device=hidden.device).clamp(min=1)
     if torch.is_grad_enabled():
@@ -141,7 +146,10 @@ def linear_cross_entropy(
 
 @torch.no_grad()
 def label_log_probs(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """Return log p(label) of each row in nats, (tokens,), without gradient. Arguments as in token_log_probs."""
+    """Return log p(label) of each row in nats, (tokens,), without gradient.
+
+    The arguments are those of token_log_probs.
+    """
     dtype, step = compute_dtype(hidden), chunk_tokens(hidden)
     table = weight.to(dtype)
     log_probs = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
@@ -155,7 +163,7 @@ def label_log_probs(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
 def token_log_probs(hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return three tensors (tokens,): log p(label) in nats, the entropy in nats, and True if the label is most likely.
 
-    hidden (tokens, width), weight (vocab, width), labels (tokens,). Only log p(label) has a gradient.
+    hidden: (tokens, width), weight: (vocab, width), labels: (tokens,). Only log p(label) has a gradient.
     """
     return _TokenLogProbs.apply(hidden, weight, labels)
 
@@ -176,7 +184,7 @@ class _LinearKL(torch.autograd.Function):
             teacher_log_probs = (teacher_rows[part] @ teacher_table.T).float().log_softmax(-1)
             teacher_probs = teacher_log_probs.exp()
             divergence += torch.linalg.vecdot(teacher_probs, teacher_log_probs.sub_(log_probs)).sum()
-            # d KL / d logits = softmax - teacher's softmax
+            # d KL / d logits = softmax - softmax of the teacher
             grad_logits = log_probs.exp_().sub_(teacher_probs).div_(count).to(dtype)
             torch.mm(grad_logits, table, out=grad_rows[part])
             grad_weight += grad_logits.T @ rows[part]
@@ -194,6 +202,6 @@ def linear_kl(hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_we
     """Return the mean over tokens of KL(teacher || model) in nats, as a float32 scalar.
 
     The logits are `hidden @ weight.T` and `teacher_hidden @ teacher_weight.T`. The teacher gets no gradient.
-    hidden, teacher_hidden (tokens, width), weight, teacher_weight (vocab, width).
+    hidden and teacher_hidden: (tokens, width). weight and teacher_weight: (vocab, width).
     """
     return _LinearKL.apply(hidden, weight, teacher_hidden.detach(), teacher_weight.detach())

@@ -1,4 +1,4 @@
-"""Messages of transformers that report no mistake, and how the project turns each of them off."""
+"""Turn off the messages of transformers that report no mistake."""
 
 import logging
 
@@ -16,13 +16,14 @@ def _is_worth_showing(record: logging.LogRecord) -> bool:
 def quiet_transformers() -> None:
     """Turn off the progress bars for loading and saving, and two messages.
 
-    The bars: loading and saving 33 MB needs none, and training shows the project's own bar.
+    The bars: a model of 33 MB loads and saves quickly, and training shows the project's own bar.
 
     PADDING_ADVICE: `GPT2Model.forward` logs it if a row without a mask begins or ends with the pad token. All rows of
     this project are padded on the right. Causal attention never looks to the right, and a mask would make it slower.
 
-    LENGTH_WARNING: the tokenizer logs it for a text that is longer than the model. The project counts the tokens of a
-    text before it cuts it. Here `verbose=False` is no help: with `sanitize_control_tokens` the library ignores it.
+    LENGTH_WARNING: the tokenizer logs it for a text with more tokens than the model has positions. The project counts
+    the tokens of a text before it cuts the text. `verbose=False` does not help: together with
+    `sanitize_control_tokens` the library ignores it.
     """
     transformers.utils.logging.disable_progress_bar()
     for module in ("modeling_utils", "tokenization_utils_base"):
@@ -32,8 +33,8 @@ def quiet_transformers() -> None:
 def expect_tied_head(model: PreTrainedModel) -> None:
     """Tell the Trainer that a checkpoint of `model` has no weights for a tied output layer.
 
-    A checkpoint holds tied weights once, under the name of the embeddings. `Trainer._issue_warnings_after_load`
-    compares the missing keys with this attribute. If they are equal, it ties the weights again, otherwise it warns.
-    Any other missing key still causes the warning.
+    A checkpoint holds tied weights once, under the name of the embeddings, so the key of the output layer is missing.
+    `Trainer._issue_warnings_after_load` compares the missing keys with `_keys_to_ignore_on_save`. If they are equal,
+    it ties the weights again. Otherwise it warns. So any other missing key still causes the warning.
     """
     model._keys_to_ignore_on_save.update(model.all_tied_weights_keys)

@@ -1,7 +1,7 @@
-"""One line, while there is still time, for each thing that goes wrong in a training, and the option to turn.
+"""Warn if something goes wrong in a training, in time to stop it. A warning is one line. It names an option to change.
 
-The checks of the data run before training, the callbacks during it. The callbacks read `state.log_history`, which a
-checkpoint keeps: a run continued with --resume is judged from its first step on.
+The checks of the data run before the training. The callback runs during the training and reads `state.log_history`.
+A checkpoint keeps these logs, so a run continued with --resume is judged from its first step on.
 """
 
 import math
@@ -16,21 +16,24 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 from med_model.errors import UserError
 from med_model.language import tr
 
-# Each limit lies well beyond the values of whole healthy runs of the three stages, which stand in brackets.
-SHORTENED_SHARE = 0.05  # of the rows; a smaller share is the odd long row
-UNSTOPPED_SHARE = 0.01  # of the rows; every other row teaches the stop
-SMOOTHED = 3  # logs per mean; one log is of few batches, which differ more than training changes them
-LEAST_LOGS = 5  # before anything is said about a trend
-FALL_AFTER = 0.2  # of all steps: the warm-up is over
-FALL = 0.99  # of the first losses (0.77 to 0.84 in pre-training, 0.34 to 0.51 in SFT)
-RISE = 0.01  # of the best held-out loss: two evaluations of a level model differ by less
-RISE_OF_DROP = 0.05  # also allow this share of the total drop so far: near a loss of 0, RISE would be too strict
-SPIKE = 10  # times the median (3.6 at most)
-SPIKE_LOGS = 50  # logs of the median: over a whole run the gradient norm drifts
+# The limits of the warnings. Each limit lies well beyond the values in brackets, which are from whole healthy runs.
+SHORTENED_SHARE = 0.05  # largest share of rows that may be cut: a few long rows are normal
+UNSTOPPED_SHARE = 0.01  # largest share of rows without a stop token: the other rows teach the model to stop
+SMOOTHED = 3  # logs per mean: a log covers few batches, and batches differ by more than training improves
+LEAST_LOGS = 5  # fewest logs to judge a trend from
+FALL_AFTER = 0.2  # share of all steps before the fall of the loss is judged: the warm-up is then over
+FALL = 0.99  # largest ratio of the newest to the first losses (0.77 to 0.84 in pre-training, 0.34 to 0.51 in SFT)
+RISE = 0.01  # largest rise of the held-out loss above its best, as a share of the best: on a plateau it rises by less
+RISE_OF_DROP = 0.05  # or, if larger, this share of the total drop so far: near a loss of 0, RISE would be too strict
+SPIKE = 10  # largest ratio of a gradient norm to the median (3.6)
+SPIKE_LOGS = 50  # logs of this median: in the course of a whole run the gradient norm changes slowly
 
 
 class HealthLines:
-    """The warnings of a run, one line per kind: printed once, by the first process, and kept for metrics.json."""
+    """Collect the warnings of a run, one line per kind.
+
+    The first process prints each line once. `finish` writes all `lines` to metrics.json.
+    """
 
     def __init__(self):
         self._lines: dict[str, str] = {}
@@ -40,7 +43,7 @@ class HealthLines:
         return list(self._lines.values())
 
     def warn(self, kind: str, line: str) -> None:
-        """Print the line, unless one of this kind was printed before."""
+        """Print and keep the line, unless there is already a line of this kind."""
         assert "\n" not in line, "a warning is one line"
         if kind in self._lines:
             return
@@ -65,7 +68,7 @@ def check_truncation(health: HealthLines, shortened: int, rows: int) -> None:
 
 
 def check_stops(health: HealthLines, labels: Iterable[list[int]], stop_ids: Collection[int]) -> None:
-    """Warn if more than UNSTOPPED_SHARE of the rows have no stop token among their labels."""
+    """Warn if more than UNSTOPPED_SHARE of the rows have no stop token. `labels` has a list of labels per row."""
     stops = set(stop_ids)
     unstopped = [stops.isdisjoint(row) for row in labels]
     if sum(unstopped) > UNSTOPPED_SHARE * len(unstopped):
@@ -82,14 +85,14 @@ def check_stops(health: HealthLines, labels: Iterable[list[int]], stop_ids: Coll
 
 
 def _squeezed(record: Hashable) -> Hashable:
-    """The record, a text or a tuple of texts, without white space: two copies often differ in line ends only."""
+    """Return a record, a text or a tuple of texts, without white space: copies often differ in line ends only."""
     if isinstance(record, str):
         return "".join(record.split())
     return tuple(map(_squeezed, record)) if isinstance(record, tuple) else record
 
 
 def check_overlap(health: HealthLines, training: Iterable[Hashable], heldout: Iterable[Hashable]) -> None:
-    """Warn if held-out records also stand in the training data. Records are texts or tuples of texts."""
+    """Warn if held-out records are also in the training data. A record is a text or a tuple of texts."""
     wanted = [_squeezed(record) for record in heldout]
     seen = set(wanted).intersection(map(_squeezed, training))
     if found := sum(record in seen for record in wanted):
@@ -105,19 +108,20 @@ def check_overlap(health: HealthLines, training: Iterable[Hashable], heldout: It
 
 
 def logged(state: TrainerState, key: str) -> list[tuple[int, float]]:
-    """(step, value) of every log so far that has `key`."""
+    """Return (step, value) for every log so far that has `key`."""
     return [(entry["step"], entry[key]) for entry in state.log_history if key in entry]
 
 
 def recent_mean(series: list[tuple[int, float]]) -> float:
-    """The mean of the last SMOOTHED values of a series of (step, value)."""
+    """Return the mean of the last SMOOTHED values of a series of (step, value)."""
     return statistics.fmean(value for _, value in series[-SMOOTHED:])
 
 
 class TrainingHealth(TrainerCallback):
-    """Watch loss and gradient norm. `falls=False` for DPO: its healthy loss moves little, and rises on held-out pairs.
+    """Watch the loss and the gradient norm.
 
-    Raise UserError at a value that is not finite: the training ends there, and nothing is published.
+    falls: False for DPO. In a healthy DPO run the training loss moves little, and the held-out loss rises.
+    Raise UserError if a loss or a gradient norm is not finite: the training ends, and nothing is published.
     """
 
     def __init__(self, health: HealthLines, falls: bool = True):
@@ -156,7 +160,7 @@ class TrainingHealth(TrainerCallback):
         losses = logged(state, "loss")
         if len(losses) < LEAST_LOGS or state.global_step < FALL_AFTER * state.max_steps:
             return
-        # A fifth of the logs at each end: rows grouped by length give losses that swing from log to log.
+        # Each mean is over a fifth of the logs. If rows are grouped by length, the loss differs much from log to log.
         count = max(SMOOTHED, len(losses) // 5)
         first, last = (statistics.fmean(loss for _, loss in part) for part in (losses[:count], losses[-count:]))
         if last >= FALL * first:
@@ -193,8 +197,8 @@ class TrainingHealth(TrainerCallback):
         heldout, losses = logged(state, "eval_loss"), logged(state, "loss")
         (best_step, best), (step, now) = min(heldout, key=lambda point: point[1]), heldout[-1]
         until_best = [point for point in losses if point[0] <= best_step]
-        # In a healthy DPO run the held-out loss rises: answers that were never trained on grow less likely.
         limit = best + max(RISE * best, RISE_OF_DROP * (heldout[0][1] - best))
+        # In a healthy DPO run (`falls` is False) the held-out loss rises: answers not trained on grow less likely.
         if not self.falls or now <= limit or not until_best or recent_mean(losses) >= recent_mean(until_best):
             return
         if args.load_best_model_at_end:

@@ -1,7 +1,7 @@
-"""Muon for the matrices of the layers, AdamW for everything else, as one optimizer that the Trainer can drive.
+"""Define one optimizer for the Trainer: Muon updates the matrices of the layers, AdamW updates all other parameters.
 
-Muon: K. Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks". The update is scaled to the
-size of AdamW's as in J. Liu et al. 2025, "Muon is scalable for LLM training", section 2.2.
+Muon is from K. Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks". Its update is scaled to
+the size of AdamW's update, as in J. Liu et al. 2025, "Muon is scalable for LLM training", section 2.2.
 """
 
 import torch
@@ -14,26 +14,32 @@ from med_model.language import tr
 from med_model.model.device import multiplies_bf16
 
 MUON_HELP = tr("Muon for the matrices of the layers and AdamW for the rest; --muon False takes --optim.")
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # the quintic with the steepest slope at zero (Jordan et al.)
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of x, x^3, x^5, with a steep slope at zero (Jordan et al.)
 NEWTON_SCHULZ_STEPS = 5
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
-    """The nearest matrices with singular values about 1, by Newton-Schulz; (batch, rows, columns), rows <= columns."""
+    """Return matrices with the same singular vectors, and singular values of about 1, by Newton-Schulz iterations.
+
+    matrices: (batch, rows, columns) with rows <= columns. The result has the same shape and dtype.
+    """
     a, b, c = NEWTON_SCHULZ
     x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = x @ x.mT
+        gram = x @ x.mT  # (batch, rows, rows)
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, polynomial, x, beta=a)
     return x
 
 
 class MuonWithAdamW(Optimizer):
-    """One learning rate for both: Muon's update has the root mean square of a typical AdamW update."""
+    """Update the matrices of the layers by Muon, and all other parameters by AdamW.
+
+    Both use the same learning rate, because Muon's update gets the root mean square of a typical AdamW update.
+    """
 
     MUON_MOMENTUM = 0.95
-    MUON_RMS = 0.2
+    MUON_RMS = 0.2  # root mean square of a typical AdamW update at a learning rate of 1
 
     def __init__(self, model: PreTrainedModel, lr: float, betas: tuple[float, float], eps: float, weight_decay: float):
         named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -41,7 +47,7 @@ class MuonWithAdamW(Optimizer):
         layer_ids = set(map(id, layers))
         tables = [parameter for _, parameter in named if parameter.ndim == 2 and id(parameter) not in layer_ids]
         vectors = [parameter for _, parameter in named if parameter.ndim < 2]
-        # With "fused", load_state_dict also moves the step counts to the device of the parameters.
+        # In groups with "fused", load_state_dict also moves the step counts to the device of the parameters.
         groups = [
             {"params": layers, "muon": True, "fused": False, "weight_decay": weight_decay},
             {"params": tables, "muon": False, "fused": True, "weight_decay": weight_decay},
@@ -59,7 +65,11 @@ class MuonWithAdamW(Optimizer):
         return loss
 
     def _muon_step(self, parameters: list[Tensor], group: dict) -> None:
-        """Orthogonalize matrices of one shape, or of its transpose, together: one small product fills no core."""
+        """Update the matrices of the layers.
+
+        Matrices of one shape, or of the transposed shape, are stacked and orthogonalized together: a single product of
+        this size is too small to keep all cores busy.
+        """
         batches: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
         for parameter in parameters:
             state = self.state[parameter]
@@ -70,9 +80,9 @@ class MuonWithAdamW(Optimizer):
             wide = direction if direction.size(0) <= direction.size(1) else direction.T
             batches.setdefault(tuple(wide.shape), []).append((parameter, wide))
         for shape, batch in batches.items():
-            directions = torch.stack([wide for _, wide in batch])
-            # In bfloat16 as torch.optim.Muon, unless that is slow. Measured on two cores with AMX, all matrices of the
-            # model: 14 ms in bfloat16, 57 ms in float32.
+            directions = torch.stack([wide for _, wide in batch])  # (batch, rows, columns), rows <= columns
+            # torch.optim.Muon computes in bfloat16 too. Without hardware for it bfloat16 is slower than float32.
+            # Measured on two cores with AMX: all matrices of the model take 14 ms in bfloat16, 57 ms in float32.
             dtype = torch.bfloat16 if multiplies_bf16(directions.device.type) else torch.float32
             directions = orthogonalized(directions.to(dtype))
             step_size = group["lr"] * self.MUON_RMS * max(shape) ** 0.5
@@ -107,7 +117,10 @@ class MuonWithAdamW(Optimizer):
 
 
 def optimizers_for(model: PreTrainedModel, training: TrainingArguments) -> tuple[Optimizer | None, None]:
-    """The Trainer's `optimizers`: Muon with AdamW if `training.muon`, else (None, None) for its own `--optim`."""
+    """Return (optimizer, None) for the Trainer's argument `optimizers`: Muon with AdamW if `training.muon` is True.
+
+    Else return (None, None). The Trainer then makes the optimizer of its option --optim.
+    """
     if not training.muon:
         return None, None
     betas = (training.adam_beta1, training.adam_beta2)

@@ -1,4 +1,4 @@
-"""The health of DPO: its rewards, and how far the answers move from those of the SFT model."""
+"""Warn if a DPO training goes wrong: watch its rewards, and how far the answers move from those of the SFT model."""
 
 import statistics
 
@@ -11,20 +11,21 @@ from med_model.language import tr
 from med_model.measures.likelihood import score
 from med_model.training.health import SMOOTHED, HealthLines, logged, recent_mean
 
-# Each limit lies well beyond the values of whole healthy runs, which stand in brackets.
-FLAT_AFTER = 1 / 3  # of all steps: the learning rate has passed its peak
-FLAT_MARGIN = 0.02  # the sigmoid loss is then within 0.01 of ln 2, the loss of a coin (0.10 at least)
-CHOSEN_FALL = -25  # nats per answer, the reward divided by beta: the same limit for every beta (-8)
-ANSWER_TOKENS = 200  # as in the measures of the stages
-LENGTH_DRIFT = 0.25  # of the length at the start (0.02)
-MAX_KL = 0.5  # nats per token: each token is 1.6 times as likely as under the reference (0.04)
+# The limits of the warnings. Each limit lies well beyond the values in brackets, which are from whole healthy runs.
+FLAT_AFTER = 1 / 3  # share of all steps before the margin is judged: the learning rate has then passed its peak
+FLAT_MARGIN = 0.02  # smallest reward margin: below it the sigmoid loss is about that of a random guess, ln 2 (0.10)
+CHOSEN_FALL = -25  # lowest reward of chosen answers / beta, in nats per answer: one limit for every beta (-8)
+ANSWER_TOKENS = 200  # longest answer, as in the measures of the stages
+LENGTH_DRIFT = 0.25  # largest change of the answer length / length at the start (0.02)
+MAX_KL = 0.5  # largest KL in nats per token: a token is then 1.6 times as likely as under the reference (0.04)
 
 
 class PreferenceHealth(TrainerCallback):
-    """Watch the rewards of DPO: beta times the log-ratio of policy and reference.
+    """Watch the rewards of DPO. A reward is beta times the log-ratio of policy and reference.
 
-    A flat margin is looked for on the held-out pairs too. A falling chosen answer is not: held-out answers are new
-    text and grow less likely in healthy runs as well (rewards/chosen -1.0 on held-out pairs, 0.0 in training).
+    The reward margin is checked on training pairs and on held-out pairs. The reward of the chosen answers is checked
+    on training pairs only. In a healthy run the chosen answers of held-out pairs grow less likely, because they are
+    new text (rewards/chosen was -1.0 on held-out pairs and 0.0 on training pairs).
     """
 
     def __init__(self, health: HealthLines):
@@ -32,7 +33,7 @@ class PreferenceHealth(TrainerCallback):
 
     def on_log(self, args, state, control, logs, **kwargs):
         late = 0 < FLAT_AFTER * state.max_steps <= state.global_step
-        # A log of the training is of few pairs, a log of an evaluation is of all held-out pairs.
+        # A training log covers few pairs, so several are averaged. An evaluation covers all of its pairs.
         for prefix, data, count in (("", tr("training"), SMOOTHED), ("eval_", tr("held-out"), 1)):
             margins = logged(state, f"{prefix}rewards/margins")
             if f"{prefix}rewards/margins" in logs and late and len(margins) >= count:
@@ -75,12 +76,15 @@ class PreferenceHealth(TrainerCallback):
 
 
 class AnswerDrift(TrainerCallback):
-    """Measure at each evaluation of DPO how far the answers have moved from the reference's: their length, and the KL.
+    """Measure at each evaluation of DPO how far the answers have moved from those of the reference model.
 
-    The KL is Schulman's k1 ("Approximating KL Divergence", 2020): log p(answer) - log p_reference(answer), in nats per
-    token of each answer, averaged over the answers. The answers are greedy, not sampled: the estimate is biased, but
-    the same in every run. The start is the length of the reference's own answers, so that a resumed run has the same.
-    Only the first process generates.
+    Two figures are measured: the length of the answers, and the KL. The KL is Schulman's k1 ("Approximating KL
+    Divergence", 2020): log p(answer) - log p_reference(answer), in nats per token of each answer, averaged over the
+    answers. The answers are greedy, not sampled. So the estimate is biased, but the same model always gets the same
+    figure. The length at the start is that of the reference model's answers, so a resumed run has the same start.
+    Only the first process generates answers.
+
+    prompts: input_ids, one list per question. Each must leave room for an answer.
     """
 
     def __init__(
@@ -96,7 +100,7 @@ class AnswerDrift(TrainerCallback):
         self.kl, self.length, self.start_length = 0.0, 0.0, 0.0
 
     def _answers(self, model: PreTrainedModel) -> list[tuple[list[int], list[int]]]:
-        """(prompt, answer up to and with its stop) for each prompt, longest prompts first."""
+        """Return the input_ids of (prompt, answer with its stop token) for each prompt, the longest prompt first."""
         stops = set(self.settings.eos_token_id)
         prompts, rows = sorted(self.prompts, key=len, reverse=True), []
         for start in range(0, len(prompts), BATCH_SIZE):
@@ -108,7 +112,7 @@ class AnswerDrift(TrainerCallback):
         return rows
 
     def measure(self, model: PreTrainedModel) -> None:
-        """Set `kl` (nats per token) and `length` (tokens per answer) to those of `model` now."""
+        """Set `kl` (nats per token) and `length` (tokens per answer) to the present values of `model`."""
         training = model.training
         rows = self._answers(model.eval())
         scores = zip(score(model, rows), score(self.reference, rows), strict=True)
@@ -117,7 +121,7 @@ class AnswerDrift(TrainerCallback):
         model.train(training)
 
     def metrics(self) -> dict[str, float]:
-        """The last KL and lengths, for metrics.json."""
+        """Return the last KL (nats per token) and both lengths (tokens per answer), for metrics.json."""
         return {
             "kl_to_sft_model": self.kl,
             "answer_tokens": self.length,

@@ -1,4 +1,4 @@
-"""The progress of a training: its bar, its log file, and the time left after its first steps."""
+"""Show the progress of a training: a bar, a log file, and the time left after the first steps."""
 
 import json
 import math
@@ -13,21 +13,21 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from med_model.language import tr
 from med_model.screen import say
 
-TIMED_STEPS = 3  # after one step that warms up and, with rows grouped by length, is the longest batch
-EVALUATION_SHARE = 1 / 3  # of the time per training token: the forward pass without the backward pass
+TIMED_STEPS = 3  # steps 2 to 4 of a run: step 1 warms up and, with rows grouped by length, has the longest batch
+EVALUATION_SHARE = 1 / 3  # time per held-out token / time per training token: there is no backward pass
 
 
 class Workload(NamedTuple):
     """The size of a training, in input tokens."""
 
     tokens: int  # per epoch
-    longest: int  # of the longest row
+    longest: int  # in the longest row
     heldout_tokens: int = 0  # per evaluation
-    retention_tokens: int = 0  # of plain text beside each batch
+    retention_tokens: int = 0  # of plain text per batch, for the KL regularization
 
 
 def count_steps(trainer: Trainer) -> tuple[int, int]:
-    """(steps per epoch, steps of the training), as the Trainer counts them."""
+    """Return (steps per epoch, steps of the whole training), as the Trainer counts them."""
     training = trainer.args
     batches = len(trainer.train_dataset) / (training.train_batch_size * training.world_size)
     batches = math.floor(batches) if training.dataloader_drop_last else math.ceil(batches)
@@ -36,19 +36,20 @@ def count_steps(trainer: Trainer) -> tuple[int, int]:
 
 
 def count_evaluations(training: TrainingArguments, epoch: int, steps: int) -> int:
-    """The number of evaluations in a training of `steps`, with `epoch` steps per epoch."""
+    """Return the number of evaluations in a training of `steps` steps, with `epoch` steps per epoch."""
     if training.eval_strategy == "no":
         return 0
     if training.eval_strategy == "epoch":
         return math.ceil(steps / epoch)
     every = training.eval_steps if training.eval_steps >= 1 else math.ceil(training.eval_steps * steps)
-    return math.ceil(steps / every)  # there is always one at the end
+    return math.ceil(steps / every)  # the last one is always at the end
 
 
 class TimeLeft(TrainerCallback):
     """Time the first steps of this run, print the time left after them, and stop there in a dry run.
 
-    A dry run neither evaluates nor saves. Add the callback last: it must speak after the Trainer's own callback.
+    A dry run neither evaluates nor saves. Add this callback after the others: it must run after the Trainer's own
+    callback, which sets the same control flags.
     """
 
     def __init__(self, trainer: Trainer, workload: Workload, dry_run: bool):
@@ -79,7 +80,7 @@ class TimeLeft(TrainerCallback):
 
     def _print(self, training: TrainingArguments, step: int) -> None:
         tokens_per_step = self.workload.tokens / self.epoch
-        timed_tokens = self.tokens or (self.done - 1) * tokens_per_step  # 0 if the Trainer was told not to count them
+        timed_tokens = self.tokens or (self.done - 1) * tokens_per_step  # 0 if the Trainer does not count tokens
         seconds_per_token = self.seconds / timed_tokens
         share_left = 1 - step / self.steps
         evaluations = count_evaluations(training, self.epoch, self.steps) * share_left
@@ -97,21 +98,22 @@ class TimeLeft(TrainerCallback):
 
 
 class ProgressLine(TrainerCallback):
-    """A bar with loss, held-out loss and tokens per second; without a terminal, a line per log instead."""
+    """Show a bar with loss, held-out loss and tokens per second. Without a terminal, print one line per log."""
 
     NAMES = {
         "loss": tr("loss"),
         "eval_loss": tr("held-out loss"),
-        "rewards/accuracies": tr("preference accuracy"),
-        "rewards/margins": tr("reward margin"),
+        "rewards/accuracies": tr("accuracy"),
+        "rewards/margins": tr("margin"),
     }
 
     def on_train_begin(self, args, state, control, **kwargs):
-        hidden = args.disable_tqdm or not sys.stderr.isatty()
+        hidden = args.disable_tqdm or not sys.stderr.isatty() or not state.is_world_process_zero
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, disable=hidden, dynamic_ncols=True)
         self.figures: dict[str, str] = {}
         self.begin, self.begin_step, self.begin_tokens = time.time(), state.global_step, state.num_input_tokens_seen
-        self.step_seconds = 0.0  # without evaluation and saving
+        self.step_seconds = 0.0  # seconds in steps, without evaluation and saving
+        self.ended = False
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.step_begin = time.time()
@@ -121,11 +123,11 @@ class ProgressLine(TrainerCallback):
         self.bar.update(state.global_step - self.bar.n)
 
     def on_log(self, args, state, control, logs, **kwargs):
-        if not state.is_world_process_zero or "train_loss" in logs:  # the summary at the end
+        if self.ended or not state.is_world_process_zero or "train_loss" in logs:  # train_loss: a summary
             return
         self.figures |= {name: f"{logs[key]:.3f}" for key, name in self.NAMES.items() if key in logs}
         tokens = state.num_input_tokens_seen - self.begin_tokens
-        self.figures[tr("tokens per second")] = f"{tokens / max(self.step_seconds, 1e-9):,.0f}"
+        self.figures[tr("tokens/s")] = f"{tokens / max(self.step_seconds, 1e-9):,.0f}"
         self.bar.set_postfix(self.figures)
         if self.bar.disable:
             seconds_per_step = (time.time() - self.begin) / max(1, state.global_step - self.begin_step)
@@ -135,11 +137,12 @@ class ProgressLine(TrainerCallback):
             say(f"[{state.global_step}/{state.max_steps}] {figures}, {left}")
 
     def on_train_end(self, args, state, control, **kwargs):
+        self.ended = True  # an evaluation after the training logs too
         self.bar.close()
 
 
 class LogFile(TrainerCallback):
-    """Write `output_dir/log.jsonl`, a line per log. A resumed run begins with the logs of its checkpoint."""
+    """Write `output_dir/log.jsonl`, one line per log. In a resumed run the file begins with the checkpoint's logs."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:

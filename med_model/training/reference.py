@@ -1,4 +1,4 @@
-"""The log-probabilities of DPO's reference model: computed once, before training, and kept in a file."""
+"""Compute the log-probabilities of DPO's reference model once, before the training, and keep them in a file."""
 
 import hashlib
 import time
@@ -21,10 +21,11 @@ from med_model.screen import say
 def reference_scores(
     model: PreTrainedModel, pairs: Sequence[EncodedPair], training: DPOConfig
 ) -> list[tuple[float, float]]:
-    """Summed log-probabilities in nats of (chosen, rejected) under the reference, from an earlier run's file if there.
+    """Return (chosen, rejected) per pair: the summed log-probabilities in nats under the reference model.
 
-    They are computed in the precision of the training, so that policy and reference begin equal. The file's name is a
-    hash of weights, ids and precision: it can never belong to other data.
+    If an earlier run has written them to a file in `output_dir`, they are read from it. Else they are computed and
+    written. They are computed in the precision of the training, so that policy and reference are equal at the start.
+    The name of the file has a hash of weights, input_ids and precision, so a file of other data is never read.
     """
     folder = Path(training.output_dir)
     digest = hashlib.sha256(repr((pairs, training.bf16)).encode())

@@ -1,12 +1,13 @@
-"""Fine-tuning without unlearning the language: KL regularization on plain text.
+"""Keep the language of an earlier model in SFT and DPO: KL regularization on plain text, and weight averaging.
 
 Fine-tuning on questions alone ruins the predictions of a small model on text (docs/en/recipes.md has the figures).
-Mixing the old text into the batches does not help: the model reads it even more often and learns it by heart. Holding
-the distribution does help. At every position of a block of old text, the Kullback-Leibler divergence from an earlier
-model (the teacher) is added to the loss (Li and Hoiem 2016, "Learning without Forgetting").
+Mixing the old text into the batches does not help: the model reads it even more often and learns it by heart. KL
+regularization does help. The model and an earlier model (the teacher) read a block of the old text. The loss gets a
+term: the Kullback-Leibler divergence between their predictions, averaged over the positions of the block (Li and
+Hoiem 2016, "Learning without Forgetting").
 
-DPO also gives back a part of its change: on the straight line from the model before to the model after, the first part
-gains more than it costs (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
+DPO also averages weights. It publishes a model on the straight line between the weights before DPO and those after it.
+The first part of this line gains more than it costs (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
 """
 
 from dataclasses import dataclass, field
@@ -25,12 +26,12 @@ from med_model.model.directory import load_model
 from med_model.model.head import linear_kl
 from med_model.training.stage import StageArguments
 
-RETENTION_TOKENS = 256  # of plain text beside each batch
+RETENTION_TOKENS = 256  # tokens of plain text per batch
 
 
 @dataclass
 class RetentionArguments(StageArguments):
-    """Options of the stages that hold the language of an earlier model."""
+    """Options of the stages with KL regularization, SFT and DPO. Raise UserError if the temperature is not above 0."""
 
     text: list[str] | None = field(
         default=None,
@@ -65,17 +66,23 @@ class RetentionArguments(StageArguments):
 
 
 class Retention:
-    """The weighted KL divergence of a model from its teacher, on a random block of plain text per call."""
+    """The KL regularization of a model towards its teacher. Each call of `loss` reads a random block of plain text.
+
+    weight: factor of the KL divergence. temperature: divisor of the teacher's logits.
+    """
 
     def __init__(self, teacher: PreTrainedModel, blocks: PackedBlocks, weight: float, temperature: float = 1.0):
         self.teacher, self.blocks = teacher.eval().requires_grad_(False), blocks
         self.weight, self.temperature = weight, temperature
 
     def loss(self, model: PreTrainedModel) -> Tensor:
-        """The weighted divergence in nats per token. Torch's generator draws the block, so a resumed run agrees."""
+        """Return the weighted KL(teacher || model) in nats per token, a scalar with gradient.
+
+        torch's random generator draws the block. A checkpoint saves this generator, so a resumed run draws the same.
+        """
         index = int(torch.randint(len(self.blocks), ()))
         input_ids = self.blocks[index]["input_ids"][None].to(model.device)  # (1, block)
-        # Without dropout: the term holds the model as it will be used, and a CPU is faster.
+        # Without dropout, the term regularizes the model as it will be used, and a CPU computes it faster.
         training = model.training
         hidden = model.eval().base_model(input_ids=input_ids, use_cache=False).last_hidden_state[0]  # (block, width)
         model.train(training)
@@ -91,7 +98,8 @@ class Retention:
 def interpolate(model: PreTrainedModel, start: PreTrainedModel, share: float, embedding_share: float) -> None:
     """Move the weights of `model` back towards `start`: keep `share` of their change, `embedding_share` in embeddings.
 
-    Weight averaging as in Wortsman et al. 2022. The two models must have the same parameters in the same order.
+    This is the weight averaging of Wortsman et al. 2022. `model` is changed in place. Both models must have the same
+    parameters in the same order. Raise ValueError if their numbers of parameters differ.
     """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
     for parameter, before in zip(model.parameters(), start.parameters(), strict=True):
@@ -102,7 +110,10 @@ def interpolate(model: PreTrainedModel, start: PreTrainedModel, share: float, em
 def new_retention(
     stage: RetentionArguments, tokenizer: PreTrainedTokenizerBase, device: torch.device
 ) -> Retention | None:
-    """Load the teacher and the text of a stage; None at weight 0. Raise UserError if the vocabularies differ."""
+    """Return the KL regularization of a stage, with its teacher and text loaded. Return None if its weight is 0.
+
+    Raise UserError if there is no usable text or teacher, or if the vocabularies of teacher and stage differ.
+    """
     if not stage.retention:
         return None
     texts = read_all(stage.text or [paths.PRETRAINING_DATA], document_of)

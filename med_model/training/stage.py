@@ -1,4 +1,4 @@
-"""The parts that the three training scripts share: options, resuming, progress, and publishing the result."""
+"""Give the three training scripts their common parts: options, resuming, training, and publishing the model."""
 
 import os
 import shutil
@@ -30,6 +30,7 @@ from med_model.training.health import HealthLines
 from med_model.training.preflight import smaller_batch
 from med_model.training.progress import LogFile, ProgressLine, TimeLeft, Workload
 
+# A checkpoint is complete if it has all of these files, and one rng_state file per process.
 CHECKPOINT_FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 DIRECTORY_OPTIONS = ("input_model", "output_model", "retention_model")  # shown relative to the project in metrics.json
 
@@ -80,7 +81,11 @@ class StageArguments:
 
 
 def newest_checkpoint(output_dir: str | Path, processes: int = 1) -> Path | None:
-    """The complete checkpoint with the highest step. Pass over one that was cut off while being written."""
+    """Return the complete checkpoint with the highest step, or None if there is none.
+
+    A checkpoint is not complete if the run ended while it was written. Print a line for each one that is passed over.
+    processes: the number of processes of the training. Each of them has a file in a complete checkpoint.
+    """
     found = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
     for checkpoint in sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
         whole = all((checkpoint / name).is_file() and (checkpoint / name).stat().st_size for name in CHECKPOINT_FILES)
@@ -91,7 +96,14 @@ def newest_checkpoint(output_dir: str | Path, processes: int = 1) -> Path | None
 
 
 def check_output(stage: StageArguments, training: TrainingArguments) -> str | None:
-    """Return the checkpoint to resume from, or None. Raise UserError if something would be overwritten unasked."""
+    """Return the checkpoint to resume from. Return None without --resume.
+
+    Raise UserError in these cases:
+    - --output_model exists, and --overwrite is missing or the directory holds no model;
+    - one process sees several GPUs, or the processes of torchrun would not train together;
+    - --resume is given, and there is no complete checkpoint;
+    - there is an old checkpoint, and neither --resume nor --overwrite is given.
+    """
     check_replaceable(stage.output_model, stage.overwrite, marker="config.json")
     _check_processes(training)
     old = list(Path(training.output_dir).glob("checkpoint-*"))
@@ -149,16 +161,20 @@ def train(
     checkpoint: str | None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> float:
-    """Train, from the checkpoint if there is one, and return the seconds. A dry run stops after a few steps.
+    """Train, and return the seconds. `checkpoint` is the directory to resume from, or None to start anew.
 
-    Raise UserError if the memory of a GPU is too small.
+    Starting anew deletes old checkpoints. A dry run deletes and saves nothing, and stops after four steps.
+    Raise UserError if the memory of a GPU is too small, and if a loss is not finite (TrainingHealth).
     """
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
-    if not stage.dry_run:
+    if stage.dry_run:
+        trainer.args.eval_on_start = trainer.args.load_best_model_at_end = False
+        trainer.args.save_total_limit = None  # at its end the Trainer would delete the checkpoints above the limit
+    else:
         if checkpoint is None and trainer.is_world_process_zero():
             for old in Path(trainer.args.output_dir).glob("checkpoint-*"):
-                shutil.rmtree(old)  # check_output has asked for --overwrite
+                shutil.rmtree(old)  # check_output has made sure of --overwrite
         for callback in (ProgressLine(), LogFile(), *callbacks):
             trainer.add_callback(callback)
     trainer.add_callback(TimeLeft(trainer, workload, stage.dry_run))
@@ -184,7 +200,11 @@ def finish(
     health: HealthLines,
     metrics: dict,
 ) -> None:
-    """Measure the trained model on `heldout` and publish it, on the first process only."""
+    """Measure the trained model on `heldout` and publish it. Only the first process does this.
+
+    title: the heading of the model's card. stops: the texts of the stop tokens. chat: False for a base model.
+    metrics: more values for metrics.json. Raise UserError as `evaluate` does.
+    """
     if not trainer.is_world_process_zero():
         return
     trainer.model.eval()
@@ -207,7 +227,7 @@ def finish(
 
 
 def _settings(trainer: Trainer, stage: StageArguments) -> dict:
-    """The settings for metrics.json."""
+    """Return the settings for metrics.json."""
     args = trainer.args
     options = {
         name: paths.shown(value) if name in DIRECTORY_OPTIONS and value else value

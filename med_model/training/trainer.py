@@ -1,7 +1,7 @@
-"""The one seam into the libraries: what every trainer of the project adds to the Trainer that it extends.
+"""The mixin of all trainers: it adds our output layer and the KL regularization to a Trainer.
 
-The losses of SFT and DPO stay TRL's. Two things are ours: the output layer (model/head.py), which never holds the full
-logits, and the KL regularization towards an earlier model on plain text (retention.py).
+TRL computes the losses of SFT and DPO. Our output layer (model/head.py) never holds the full logits in memory. The KL
+regularization (retention.py) is towards an earlier model, on plain text.
 """
 
 import functools
@@ -21,7 +21,12 @@ from med_model.training.retention import Retention
 
 @dataclass
 class TokenScores(ModelOutput):
-    """The fields that TRL's trainers read after a call with `fused_lm_head=True`; (batch, seq - 1), 0 at IGNORE."""
+    """The output of the model that TRL's trainers read after a call with `fused_lm_head=True`.
+
+    Each tensor has the shape (batch, seq - 1) and is 0 or False at IGNORE. log_probs and entropy are in nats.
+    mean_logits is the mean over the vocabulary. is_top1 is True if the label is the most likely token. label_mask is
+    True at labels other than IGNORE. `loss` stays None.
+    """
 
     loss: Tensor | None = None
     log_probs: Tensor | None = None
@@ -40,10 +45,11 @@ def _forward_with_chunked_head(
     num_items_in_batch: Tensor | int | None = None,
     **kwargs,
 ) -> ModelOutput:
-    """`forward` of the model, with the loss computed in chunks and at the labelled positions only.
+    """Compute the loss of the model in chunks, only at positions with a label. This replaces the model's `forward`.
 
-    Called with `fused_lm_head=True` it returns TokenScores, as TRL's own (private) head does. Without labels it is the
-    model's own forward. Rows must be padded on the right: causal attention never looks there, so no mask is needed.
+    With `fused_lm_head=True`, return TokenScores, as TRL's own (private) head does. Without labels, return the output
+    of the model's own forward. Rows must be padded on the right: causal attention never looks to the right, so no mask
+    is needed.
     """
     if labels is None:
         return type(self).forward(self, *args, attention_mask=attention_mask, **kwargs)
@@ -75,13 +81,19 @@ def use_chunked_head(model: PreTrainedModel) -> None:
 
     The replacement is a bound method, so that a deep copy of the model computes with the copy's weights.
     """
-    model.forward = types.MethodType(functools.wraps(type(model).forward)(_forward_with_chunked_head), model)
+
+    @functools.wraps(type(model).forward)  # the Trainer reads the names of the inputs from the signature
+    def forward(self: PreTrainedModel, *args, **kwargs) -> ModelOutput:
+        return _forward_with_chunked_head(self, *args, **kwargs)
+
+    model.forward = types.MethodType(forward, model)
 
 
 class OurTrainer:
-    """Mixed into a Trainer: chunked head and retention, for all three stages.
+    """A mixin for the Trainers of all three stages. It adds the chunked head and the KL regularization.
 
-    The head is installed after the Trainer's own __init__, because TRL installs a slower one there.
+    The head is installed after the Trainer's own __init__, because TRL installs a slower head there.
+    retention: None to train without KL regularization.
     """
 
     def __init__(self, *args, retention: Retention | None = None, **kwargs):
@@ -90,10 +102,11 @@ class OurTrainer:
         self.retention = retention
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        # With return_outputs TRL would run the model a second time; training never asks for them.
+        # With return_outputs=True TRL runs the model a second time. The stages never ask for the outputs.
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self.retention and model.training:
-            # If the Trainer counts the labels of a whole step, it does not divide by the number of batches; we do.
+            # If the Trainer counts the labels of a whole step, it does not divide the loss by the number of batches.
+            # The KL term is a mean per batch, so it is divided here.
             batches = 1 if num_items_in_batch is None else self.args.gradient_accumulation_steps
             loss = loss + self.retention.loss(self.model) / batches
         return loss

@@ -34,6 +34,7 @@ from med_model.training.stage import StageArguments, check_output, finish, train
 from med_model.training.trainer import OurTrainer
 
 DESCRIPTION = tr("Pre-train a GPT-2 from zero on medical text.")
+BUNDLED = (paths.PRETRAINING_DATA, paths.HELDOUT_TEXT)  # training data, held-out data
 
 
 @dataclass
@@ -44,28 +45,28 @@ class DataArguments(StageArguments):
 
 @dataclass
 class PretrainingArguments(TrainingArguments):
-    """Hugging Face's training arguments with the defaults of this stage."""
+    """Change Hugging Face's training arguments to the defaults of this stage."""
 
     output_dir: str | None = str(paths.PRETRAINING_CHECKPOINTS)
-    num_train_epochs: float = 6.0  # the bundled set is small and read often; one pass is enough for a large one
+    num_train_epochs: float = 6.0  # the bundled text is small; a large text needs only one pass
     per_device_train_batch_size: int = 4  # blocks of 512 tokens
     per_device_eval_batch_size: int = 8
-    learning_rate: float = 4e-3  # searched together with beta2 and the decay: docs/en/speed.md
+    learning_rate: float = 4e-3  # searched together with adam_beta2 and the decay: docs/en/speed.md
     weight_decay: float = 0.1
     adam_beta2: float = 0.99
     lr_scheduler_type: str = "linear"
-    warmup_steps: float = 0.05  # below 1: a share of all steps, here and in the next three
+    warmup_steps: float = 0.05  # below 1: a share of all steps, as in eval_steps and save_steps
     eval_strategy: str = "steps"
     eval_steps: float | None = 0.1
     save_strategy: str = "steps"
     save_steps: float = 0.1
     save_total_limit: int | None = 2
     logging_steps: float = 10
-    logging_nan_inf_filter: bool = False  # a loss that is not finite ends the training instead of hiding
+    logging_nan_inf_filter: bool = False  # False: the health check must see each loss that is not finite
     load_best_model_at_end: bool = True  # publish the checkpoint with the lowest held-out loss
     report_to: str = "none"
-    include_num_input_tokens_seen: str = "all"  # for the tokens per second
-    bf16: bool | None = None  # on, if the device multiplies in it
+    include_num_input_tokens_seen: str = "all"  # counts the tokens, to print tokens per second
+    bf16: bool | None = None  # None: on if the device has hardware for bfloat16 products
     dataloader_pin_memory: bool = torch.cuda.is_available()
     muon: bool = field(default=True, metadata={"help": MUON_HELP})
     dropout: float = field(
@@ -79,11 +80,11 @@ class PretrainingArguments(TrainingArguments):
 
 
 class PretrainingTrainer(OurTrainer, Trainer):
-    """The Trainer with the chunked head."""
+    """Train with Hugging Face's Trainer and the chunked head."""
 
 
 def say_size(name: str, texts: list[str], blocks: PackedBlocks) -> None:
-    """Print the size of the training or held-out part."""
+    """Print the size of the training part or the held-out part."""
     say(
         tr(
             "{name}: {documents:,} documents, {tokens:,} tokens, {blocks:,} blocks of {length}.",
@@ -100,9 +101,8 @@ def main() -> None:
     stage, training = parse(DataArguments, PretrainingArguments, description=DESCRIPTION, docstring=__doc__)
     checkpoint = check_output(stage, training)
     tokenizer = load_tokenizer(stage.input_model)
-    bundled = (paths.PRETRAINING_DATA, paths.HELDOUT_TEXT)
     texts, heldout = read_split(
-        stage.data, stage.eval_data, bundled, document_of, str, stage.max_records, training.seed
+        stage.data, stage.eval_data, BUNDLED, document_of, str, stage.max_records, training.seed
     )
     blocks, heldout_blocks = (PackedBlocks(tokenizer, part) for part in (texts, heldout))
     if len(blocks.tokens) < BLOCK_TOKENS:
@@ -113,8 +113,8 @@ def main() -> None:
                 block=BLOCK_TOKENS,
             )
         )
-    say_size(tr("Training"), texts, blocks)
-    say_size(tr("Held-out"), heldout, heldout_blocks)
+    say_size(tr("Training data"), texts, blocks)
+    say_size(tr("Held-out data"), heldout, heldout_blocks)
     health = HealthLines()
     check_overlap(health, texts, heldout)
 

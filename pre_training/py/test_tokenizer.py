@@ -34,7 +34,7 @@ SENTENCES = (
     "有人输入 <|im_end|> 或 <|endoftext|> 也只当作普通文字。",
 )
 REPLACEMENT = "\ufffd"  # the decoded text of an incomplete character
-SHOWN_TOKENS = 20
+SHOWN_TOKENS = 20  # per printed list
 
 
 def mark(passed: bool) -> str:
@@ -42,7 +42,7 @@ def mark(passed: bool) -> str:
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
-    """Return the text of each token, or its byte symbols if it is only a part of a character."""
+    """Return the text of each token, or its byte symbols if it contains an incomplete character."""
     texts = []
     for token in ids:
         text = tokenizer.decode([token])
@@ -68,7 +68,7 @@ def check_sentence(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
 
 
 def check_texts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> tuple[bool, Counter]:
-    """Print the compression and the speed. Return whether every text survives the round trip, and all tokens."""
+    """Print compression and speed. Return (whether every text survives the round trip, the count of each token)."""
     start = time.time()
     encoded = encode_text(tokenizer, texts)
     seconds = time.time() - start
@@ -97,7 +97,7 @@ def check_texts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> tuple[b
 
 
 def show_vocabulary(tokenizer: PreTrainedTokenizerBase, used: Counter) -> None:
-    """Print the unused share, the most frequent tokens and the longest tokens."""
+    """Print the share of tokens that are not in `used`, the most frequent tokens and the longest tokens."""
     vocabulary = {token: tokenizer.decode([token]) for token in range(len(tokenizer))}
     whole = [
         text
@@ -120,15 +120,15 @@ def show_vocabulary(tokenizer: PreTrainedTokenizerBase, used: Counter) -> None:
 
 
 def check_typed_tokens(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Return whether special tokens typed by a user stay plain text."""
+    """Print and return whether special tokens typed by a user stay plain text."""
     ids = encode_prompt(tokenizer, [{"role": "user", "content": "<|im_end|><|endoftext|>"}])
-    passed = sum(token in tokenizer.all_special_ids for token in ids) == 3  # the template's own: start, end, start
+    passed = sum(token in tokenizer.all_special_ids for token in ids) == 3  # from the template: start, end, start
     say("\n" + tr("Special tokens typed by a user stay plain text: {mark}", mark=mark(passed)))
     return passed
 
 
 def check_reload(tokenizer: PreTrainedTokenizerBase, directory: str) -> bool:
-    """Return whether AutoTokenizer reads the same tokenizer from the directory."""
+    """Print and return whether AutoTokenizer reads the same tokenizer from the directory."""
     reloaded = AutoTokenizer.from_pretrained(directory)
     passed = reloaded.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
     say(tr("AutoTokenizer reloads the same tokenizer: {mark}", mark=mark(passed)))
@@ -136,7 +136,7 @@ def check_reload(tokenizer: PreTrainedTokenizerBase, directory: str) -> bool:
 
 
 def show_training(directory: str) -> None:
-    """Print time and peak memory of the training, if the directory has them."""
+    """Print time and peak memory of the training, if the directory has a metrics.json."""
     file = Path(directory) / "metrics.json"
     if not file.is_file():
         return

@@ -1,8 +1,9 @@
-"""Train the Chinese medical byte-level BPE tokenizer (20,000 tokens).
+"""Train the Chinese medical byte-level BPE tokenizer (at most 20,000 tokens).
 
-Reads  documents with a `text` field, or conversations (default: the bundled pre_training/ and sft/ training sets,
-       because people ask in other words than articles use)
+Reads  documents with a `text` field, or conversations (default: the bundled pre_training/ and sft/ training sets)
 Writes pre_training/py/med_tokenizer/
+
+The default includes conversations, because people ask in other words than articles use.
 
     python pre_training/py/train_tokenizer.py
     python pre_training/py/train_tokenizer.py --data my_texts/ --overwrite
@@ -33,14 +34,15 @@ DESCRIPTION = tr("Train the Chinese medical byte-level BPE tokenizer.")
 
 SPECIAL_TOKENS = [PAD, END_OF_TEXT, IM_START, IM_END]
 BYTES = 256
-# llama.cpp knows this pattern as `deepseek-coder`: line ends; words; punctuation; runs of Han; single digits.
+# llama.cpp calls this pattern `deepseek-coder`. It separates line ends, words, punctuation, runs of Han and digits.
 # Each split divides the pieces of the split before it: 患者服用|aspirin|片|，|高血压
 SPLITS = (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}")
-# 8 hanzi. Without a limit, boilerplate sentences become tokens. With a limit of 4 hanzi, a held-out text has a sixth
-# more tokens.
+# 24 bytes are 8 hanzi. Without a limit, boilerplate sentences become tokens. With a limit of 4 hanzi, a held-out text
+# has a sixth more tokens.
 MAX_TOKEN_BYTES = 24
 # A rarer merge is dropped: the model would see its token too rarely to learn it. On three departments of the bundled
-# data 76% of unseen wordings found their answer at 12 (2,830 tokens), and 69% at 4 (6,275 tokens), all else equal.
+# data, 76% of unseen wordings found their answer at 12 (2,830 tokens), and 69% at 4 (6,275 tokens). Nothing else
+# differed.
 MIN_FREQUENCY = 12
 
 
@@ -72,14 +74,16 @@ class TokenizerArguments:
 
 
 class Corpus:
-    """Iterate over the distinct lines of the files without holding them in memory. Count lines and bytes.
+    """Iterate over the distinct lines of the files, and count lines and bytes. Only a hash per line stays in memory.
 
-    A repeated line counts once: one answer serves many wordings of a question, and its clauses would otherwise be
-    frequent enough to become tokens. No token crosses a line end, so training on lines loses nothing.
+    A repeated line counts once. In the bundled SFT data, all wordings of a question have the same answer. Otherwise
+    the clauses of an answer would be frequent enough to become tokens. No token crosses a line end, so training on
+    lines loses nothing.
     """
 
     def __init__(self, files: list[Path], max_bytes: float, seed: int):
-        # A record is a little longer on disk than its text: a corpus at the limit is kept whole.
+        # The share is estimated from the sizes on disk. JSON is a little longer than its text, so its sample has less
+        # than max_bytes. The share of compressed Parquet is too large: __iter__ then skips all lines after max_bytes.
         self.share = min(1.0, max_bytes / sum(file.stat().st_size for file in files))
         self.files, self.max_bytes, self.seed = files, max_bytes, seed
         self.lines = self.bytes = 0
@@ -119,7 +123,7 @@ def check_arguments(args: TokenizerArguments) -> None:
 
 
 def byte_level_bpe() -> Tokenizer:
-    """Return an untrained tokenizer. It is lossless for every text, because every byte is a token."""
+    """Return an untrained tokenizer. After training it is lossless for every text, because every byte is a token."""
     tokenizer = Tokenizer(models.BPE())
     splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in SPLITS]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -130,7 +134,7 @@ def byte_level_bpe() -> Tokenizer:
 
 
 def train_bpe(corpus: Corpus, vocab_size: int) -> PreTrainedTokenizerFast:
-    """Learn the merges from the corpus. Add the special tokens and the chat template."""
+    """Learn the merges from the corpus. Return the tokenizer with the special tokens and the chat template."""
     tokenizer = byte_level_bpe()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -154,7 +158,7 @@ def train_bpe(corpus: Corpus, vocab_size: int) -> PreTrainedTokenizerFast:
 
 
 def peak_megabytes() -> float | None:
-    """Return the peak memory of this process in MB, or None on Windows without `resource`."""
+    """Return the peak memory of this process in MB, or None on Windows, which lacks `resource`."""
     try:
         import resource
     except ImportError:

@@ -36,9 +36,10 @@ from med_model.training.stage import check_output, check_positions, finish, trai
 from med_model.training.trainer import OurTrainer
 
 DESCRIPTION = tr("Supervised fine-tuning: teach the base model to answer.")
+BUNDLED = (paths.SFT_DATA, paths.HELDOUT_QUESTIONS)  # training data, held-out data
 
-MEASURED_QUESTIONS = 100  # answered at the end, to see whether the model stops and repeats itself
-RENDERED_HERE = ("packing", "padding_free", "assistant_only_loss")  # options that would change the rows
+MEASURED_QUESTIONS = 100  # answered at the end, to see whether the model stops and does not repeat itself
+RENDERED_HERE = ("packing", "padding_free", "assistant_only_loss")  # options that would change the rows or labels
 
 
 @dataclass
@@ -49,31 +50,32 @@ class DataArguments(RetentionArguments):
 
 @dataclass
 class SFTArguments(SFTConfig):
-    """TRL's SFT arguments with the defaults of this stage."""
+    """Change TRL's SFT arguments to the defaults of this stage."""
 
     output_dir: str | None = str(paths.SFT_CHECKPOINTS)
-    # Two passes teach the answers; the other eight teach which question each answer belongs to.
+    # Two passes teach the answers. The other eight teach which question each answer belongs to.
     num_train_epochs: float = 10.0
     per_device_train_batch_size: int = 16  # rows
     per_device_eval_batch_size: int = 32
     learning_rate: float = 3e-3
     lr_scheduler_type: str = "cosine"
-    warmup_steps: float = 0.05  # below 1: a share of all steps, here and in the next two
+    warmup_steps: float = 0.05  # below 1: a share of all steps, as in eval_steps and save_steps
     eval_strategy: str = "steps"
     eval_steps: float | None = 0.2
     save_strategy: str = "steps"
     save_steps: float = 0.2
     save_total_limit: int | None = 2
     logging_steps: float = 10
-    logging_nan_inf_filter: bool = False  # a loss that is not finite ends the training instead of hiding
+    logging_nan_inf_filter: bool = False  # False: the health check must see each loss that is not finite
     load_best_model_at_end: bool = True
-    metric_for_best_model: str | None = "mean_token_accuracy"  # held-out; a few wrong answers dominate the loss
+    # Measured on the held-out rows. Their loss is a worse choice, because a few wrong answers dominate it.
+    metric_for_best_model: str | None = "mean_token_accuracy"
     report_to: str = "none"
-    max_length: int | None = 512  # the model's positions
-    train_sampling_strategy: str = "group_by_length"  # rows of similar length share a batch: little padding
-    include_num_input_tokens_seen: str = "non_padding"  # for the tokens per second
-    activation_checkpointing: bool | None = False  # saves memory that a model this small does not need
-    bf16: bool | None = None  # on, if the device multiplies in it
+    max_length: int | None = 512  # the number of the model's positions
+    train_sampling_strategy: str = "group_by_length"  # a batch has rows of similar length: little padding
+    include_num_input_tokens_seen: str = "non_padding"  # counts the tokens, to print tokens per second
+    activation_checkpointing: bool | None = False  # it saves memory and costs time; this model is small
+    bf16: bool | None = None  # None: on if the device has hardware for bfloat16 products
     dataloader_pin_memory: bool = torch.cuda.is_available()
     muon: bool = field(default=True, metadata={"help": MUON_HELP})
     dropout: float = field(
@@ -84,17 +86,20 @@ class SFTArguments(SFTConfig):
     def __post_init__(self):
         choose_precision(self)
         super().__post_init__()
-        self.dataset_kwargs = {"skip_prepare_dataset": True}  # med_model.data.prompt has rendered the rows
+        self.dataset_kwargs = {"skip_prepare_dataset": True}  # encode() has already made the input_ids
 
 
 class AnswerTrainer(OurTrainer, SFTTrainer):
-    """TRL's SFT trainer with the chunked head and retention."""
+    """Train with TRL's SFT trainer, the chunked head and retention."""
 
 
 def encode(
     tokenizer: PreTrainedTokenizerBase, rows: list[list[Message]], max_length: int, name: str, health: HealthLines
 ) -> Dataset:
-    """The rows as `input_ids` and `labels`. Print how many are shortened or left out; UserError if none is left."""
+    """Return the rows as `input_ids` and `labels`. Print how many rows are shortened, and how many are left out.
+
+    Raise UserError if no row is left.
+    """
     examples = [training_example(tokenizer, messages, max_length) for messages in rows]
     kept = [example for example in examples if example is not None]
     if not kept:
@@ -141,14 +146,13 @@ def main() -> None:
             raise UserError(
                 tr("--{option}: this script renders and labels the rows itself. Leave it out.", option=option)
             )
-    bundled = (paths.SFT_DATA, paths.HELDOUT_QUESTIONS)
     rows, heldout = read_split(
-        stage.data, stage.eval_data, bundled, conversation_of, first_question, stage.max_records, training.seed
+        stage.data, stage.eval_data, BUNDLED, conversation_of, first_question, stage.max_records, training.seed
     )
     tokenizer = load_tokenizer(stage.input_model)
     health = HealthLines()
-    train_dataset = encode(tokenizer, rows, training.max_length, tr("Training"), health)
-    eval_dataset = encode(tokenizer, heldout, training.max_length, tr("Held-out"), health)
+    train_dataset = encode(tokenizer, rows, training.max_length, tr("Training data"), health)
+    eval_dataset = encode(tokenizer, heldout, training.max_length, tr("Held-out data"), health)
     check_overlap(health, *([tuple(turn["content"] for turn in row) for row in part] for part in (rows, heldout)))
 
     set_seed(training.seed)
@@ -165,8 +169,8 @@ def main() -> None:
         retention=retention,
     )
     lengths, heldout_lengths = ([len(ids) for ids in part["input_ids"]] for part in (train_dataset, eval_dataset))
-    beside = RETENTION_TOKENS if retention else 0
-    workload = Workload(sum(lengths), max(lengths), sum(heldout_lengths), beside)
+    retention_tokens = RETENTION_TOKENS if retention else 0
+    workload = Workload(sum(lengths), max(lengths), sum(heldout_lengths), retention_tokens)
     preflight(trainer, stage.output_model, workload)
     seconds = train(trainer, stage, workload, checkpoint, [TrainingHealth(health)])
     if stage.dry_run:

@@ -7,14 +7,14 @@ TEXTS = ["高血压患者要少盐少油。", "发作时请拨打120。", "按�
 
 
 def joined(tokenizer, texts: list[str]) -> list[int]:
-    """The input_ids of all texts, with <|endoftext|> before the first one and after each one."""
+    """Return the input_ids of all texts in one list, with <|endoftext|> before the first text and after each text."""
     end = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
     return [end] + [token for ids in encode_text(tokenizer, texts) for token in (*ids, end)]
 
 
 def test_blocks_are_full_and_the_last_one_overlaps_the_one_before(tokenizer):
     ids = joined(tokenizer, TEXTS)
-    length = len(ids) // 2 - 1  # leaves a short rest after two blocks
+    length = len(ids) // 2 - 1  # two blocks leave a rest of 2 or 3 tokens
     blocks = PackedBlocks(tokenizer, TEXTS, length)
     expected = [ids[:length], ids[length : 2 * length], ids[-length:]]
     assert [block["input_ids"].tolist() for block in blocks] == expected

@@ -34,7 +34,7 @@ def assistant(text: str) -> dict:
 
 
 def rounds(number: int) -> list[dict]:
-    """Return different rounds of about the same length."""
+    """Return the messages of `number` rounds. All rounds differ and have about the same length."""
     pairs = [(user(f"第{i}问：高血压怎么办？"), assistant(f"第{i}答：少盐少油，按时复查。")) for i in range(number)]
     return [message for pair in pairs for message in pair]
 
@@ -55,7 +55,7 @@ def special_tokens_in(tokenizer, ids: list[int]) -> list[str]:
 
 
 def text_with_loss(tokenizer, labels: list[int]) -> str:
-    """Return the text of the labels. A space stands for each stretch without loss."""
+    """Return the text of the tokens with a loss. A space separates two answers."""
     parts, kept = [], []
     for label in [*labels, IGNORE]:
         if label != IGNORE:
@@ -66,7 +66,7 @@ def text_with_loss(tokenizer, labels: list[int]) -> str:
     return " ".join(parts)
 
 
-# the same ids for training and chat
+# Training and chat have the same ids.
 
 
 @conversations
@@ -98,7 +98,7 @@ def test_the_rendered_text_is_chatml(tokenizer):
     )
 
 
-# special tokens typed by a user
+# Special tokens that a user types stay text.
 
 
 def test_special_tokens_typed_by_a_user_stay_text(tokenizer):
@@ -123,7 +123,7 @@ def test_special_tokens_in_plain_text_stay_text(tokenizer):
 @pytest.mark.parametrize("before", ["头痛", "", " ", "数值 ", "<", "血压 <", "\n", "。", "1"])
 @pytest.mark.parametrize("after", ["", ">", "头晕", " >180", "\n"])
 def test_a_conversation_that_spells_special_tokens_trains_like_any_other(tokenizer, before, after):
-    """The tokenizer may merge the first or last character of the spelled token with the text beside it."""
+    """The tokenizer may merge the first or last character of a typed special token with the text beside it."""
     spelled = f"{before}<|im_end|>{after}"
     messages = [user(spelled), assistant(f"答{spelled}答"), user("还有呢"), assistant(f"{spelled}完")]
     example = training_example(tokenizer, messages, 512)
@@ -134,7 +134,7 @@ def test_a_conversation_that_spells_special_tokens_trains_like_any_other(tokeniz
 
 
 def test_private_use_characters_do_not_break_training(tokenizer):
-    """transformers marks typed special tokens with private-use characters, and a text may hold such characters too."""
+    """transformers marks typed special tokens with private-use characters. A text may contain these characters too."""
     for character in "\ue000\uf0b7\U000f0000\U000f0001\U00100000":
         messages = [user(f"问{character}"), assistant(f"答{character}答"), user("还有呢"), assistant("没有了。")]
         example = training_example(tokenizer, messages, 512)
@@ -142,7 +142,7 @@ def test_private_use_characters_do_not_break_training(tokenizer):
         assert example.input_ids[: len(prompt)] == prompt, hex(ord(character))
 
 
-# labels
+# Only answers have labels.
 
 
 def test_labels_are_the_answers_and_their_stop_tokens_only(tokenizer):
@@ -205,7 +205,7 @@ def test_every_random_example_fits_and_ends_with_a_labelled_stop(tokenizer):
     assert made > 200 and shortened > 50 and made - shortened > 50, "the random inputs cover too few cases"
 
 
-# too long
+# A conversation that is too long is shortened.
 
 
 def test_an_answer_that_is_too_long_is_cut_at_a_sentence_end_and_still_stops(tokenizer):
@@ -257,13 +257,13 @@ def test_a_question_that_leaves_no_room_for_an_answer_gives_no_example(tokenizer
     prompt = len(encode_prompt(tokenizer, [question]))
     for max_length in (prompt - 1, prompt, prompt + 8):
         assert training_example(tokenizer, [question, assistant(LONG_ANSWER)], max_length) is None
-    # A short answer that fits into the little room still gives an example.
+    # An answer that fits into the remaining tokens still gives an example.
     answer = encode_answer(tokenizer, "好")
     example = training_example(tokenizer, [question, assistant("好")], prompt + len(answer))
     assert example.input_ids[prompt:] == answer and not example.shortened
 
 
-# prompts
+# Tests of fit_prompt, fit_text and encode_question
 
 
 def test_fit_prompt_does_not_change_a_prompt_that_fits(tokenizer):
@@ -307,7 +307,7 @@ def test_fit_prompt_keeps_the_end_of_a_question_that_is_too_long(tokenizer, befo
 
 @pytest.fixture
 def five_seconds():
-    """Stop a test that would run forever."""
+    """Raise TimeoutError if the test takes more than 5 seconds."""
 
     def give_up(*_):
         raise TimeoutError("still not done after 5 seconds")
@@ -322,7 +322,7 @@ def five_seconds():
 @pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="needs Unix signals")
 @pytest.mark.parametrize("before", [[], [SYSTEM], rounds(1)], ids=["alone", "system", "history"])
 def test_fit_prompt_raises_an_error_if_an_empty_question_does_not_fit(tokenizer, five_seconds, before):
-    """A chat leaves one token for the prompt if --max_new_tokens is almost as large as the context."""
+    """In a chat, one token is left for the prompt if --max_new_tokens is one less than the context length."""
     frame = len(encode_prompt(tokenizer, [user("")]))
     for room in (1, frame - 1):
         with pytest.raises((UserError, ValueError, AssertionError)):
@@ -335,14 +335,14 @@ def test_fit_text_begins_with_the_end_of_text_token_and_keeps_the_end_of_a_long_
     assert fit_text(tokenizer, LONG_ANSWER, 20) == (ids[-20:], True)
 
 
-def test_question_ids_gives_a_base_model_only_the_last_message_in_the_base_form(tokenizer):
+def test_encode_question_gives_a_base_model_only_the_last_message_in_the_base_form(tokenizer):
     messages = rounds(3)[:-1]
     text = f"<|endoftext|>问：{messages[-1]['content']}\n答："
     assert tokenizer.decode(encode_question(tokenizer, messages, 512, chat=False)) == text
     assert encode_question(tokenizer, messages, 512, chat=True) == encode_prompt(tokenizer, messages)
 
 
-# pairs
+# Tests of encode_pairs
 
 
 @pytest.mark.parametrize("chat, stop", [(True, "<|im_end|>"), (False, "<|endoftext|>")])

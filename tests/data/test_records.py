@@ -17,7 +17,7 @@ ROUND = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content":
 SYSTEM = {"role": "system", "content": "你是医学助手。"}
 
 
-# pre-training
+# Tests of document_of
 
 
 def test_document_of_strips_the_text():
@@ -39,7 +39,7 @@ def test_a_field_that_is_not_text_is_named():
         document_of("f, row 7", {"text": 42})
 
 
-# SFT
+# Tests of conversation_of
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_a_field_that_is_not_text_is_named():
         {"messages": ROUND, "prompt": "ignored", "completion": "ignored"},
         {"conversations": [{"from": "human", "value": QUESTION}, {"from": "gpt", "value": ANSWER}]},
         {"conversations": [{"from": "user", "value": QUESTION}, {"from": "assistant", "value": ANSWER}]},
-        {"messages": None, "instruction": QUESTION, "output": ANSWER},  # Parquet fills absent columns with null
+        {"messages": None, "instruction": QUESTION, "output": ANSWER},  # Parquet fills missing columns with null
     ],
 )
 def test_conversation_of_reads_every_form_of_a_question_and_an_answer(record):
@@ -135,7 +135,7 @@ def test_texts_of_returns_the_document_or_the_messages():
     assert texts_of("f, row 1", {"text": " "}) == []
 
 
-# preferences
+# Tests of pair_of
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_pair_of_names_the_origin_of_a_preference_that_it_cannot_read(record, me
         pair_of("f, row 7", record)
 
 
-# choices
+# Tests of choice_of
 
 
 def test_choice_of_returns_the_question_the_options_and_the_index():

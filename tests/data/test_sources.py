@@ -44,7 +44,7 @@ def records(*files) -> list[dict]:
     return [record for _, record in read_records(files)]
 
 
-# formats
+# Tests of the file formats
 
 
 @pytest.mark.parametrize("write_as", [as_json, as_jsonl, as_csv, as_parquet], ids=lambda write_as: write_as.__name__)
@@ -97,7 +97,7 @@ def test_a_csv_field_may_be_longer_than_the_default_limit_of_csv(tmp_path):
     assert records(as_csv(tmp_path / "long.csv", long)) == long
 
 
-# files, folders, globs, addresses
+# Tests of find_files
 
 
 def test_find_files_searches_folders_at_every_depth_in_a_fixed_order(tmp_path):
@@ -131,7 +131,10 @@ def test_find_files_names_a_file_of_an_unknown_format(tmp_path):
 
 
 def hub_error(address: str, cache) -> str:
-    """Return the error that a user without network reads. huggingface_hub reads its settings once per process."""
+    """Return the error that a user without network reads.
+
+    The call runs in a new process, because huggingface_hub reads its settings once per process.
+    """
     code = "import sys; from med_model.command import run; from med_model.data.sources import find_files; "
     code += "run(lambda: find_files(sys.argv[1:]))"
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(cache), "PYTHONIOENCODING": "utf-8"}
@@ -157,7 +160,7 @@ def test_find_files_refuses_a_hub_address_without_a_file():
         find_files(["hf://datasets/shibing624/medical"])
 
 
-# errors in files
+# Tests of errors in the files
 
 
 def test_read_records_names_the_line_that_is_not_json(tmp_path):

@@ -16,7 +16,7 @@ def as_jsonl(path, rows):
     return write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-# read_all
+# Tests of read_all
 
 
 def test_read_all_leaves_out_blank_records_and_prints_their_number(tmp_path, capsys):
@@ -53,10 +53,10 @@ def test_read_all_stops_reading_at_the_limit(tmp_path):
     assert read_all([file], document_of, limit=2) == ["一", "二"]
 
 
-# read_split
+# Tests of read_split
 
 
-def test_two_answers_to_one_question_never_stand_on_both_sides(tmp_path):
+def test_read_split_keeps_all_answers_to_one_question_on_one_side(tmp_path):
     rows = [
         {
             "messages": [
@@ -76,7 +76,7 @@ def test_two_answers_to_one_question_never_stand_on_both_sides(tmp_path):
 
 @pytest.fixture
 def files(tmp_path):
-    """Training, held-out and user files of 200, 3 and 100 documents."""
+    """Write the training, held-out and user files, with 200, 3 and 100 documents. Return their paths."""
     return [
         as_jsonl(tmp_path / f"{name}.jsonl", [{"text": f"{name}{number}"} for number in range(count)])
         for name, count in (("bundled", 200), ("heldout", 3), ("mine", 100))
@@ -100,7 +100,7 @@ def test_read_split_holds_out_a_share_of_data_without_eval_data(files):
     assert split(files, [files[2]], None) == (kept, heldout), "the same seed must give the same split"
 
 
-def test_read_split_keeps_all_data_for_training_if_eval_data_is_there(files):
+def test_read_split_keeps_all_data_for_training_if_eval_data_is_given(files):
     kept, heldout = split(files, [files[2]], [files[1]])
     assert len(kept) == 100 and len(heldout) == 3
 

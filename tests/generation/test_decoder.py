@@ -6,7 +6,7 @@ from med_model.generation import decoder as decoder_module
 from med_model.generation.decoder import ROWS_FOR_OWN_HEAD, Decoder
 
 VOCABULARY, CAPACITY = 97, 40
-LENGTHS = (3, 11, 1, 7, 11, 5)  # more rows than ROWS_FOR_OWN_HEAD
+LENGTHS = (3, 11, 1, 7, 11, 5)  # 6 prompts, more than ROWS_FOR_OWN_HEAD
 
 
 def make_model(**options) -> GPT2LMHeadModel:
@@ -15,7 +15,7 @@ def make_model(**options) -> GPT2LMHeadModel:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=0, **config))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "ln_" in name or "bias" in name:  # a decoder without biases and norms would pass if they were 0 and 1
+            if "ln_" in name or "bias" in name:  # at their initial 0 and 1 a decoder that ignores them would pass
                 parameter.add_(torch.randn_like(parameter) * 0.2)
     return model.eval()
 
@@ -26,13 +26,19 @@ def make_prompts(lengths=LENGTHS) -> list[list[int]]:
 
 
 def expected_logits(model, prompts):
-    """Return the next logits of the transformers model for each prompt alone, without a cache: (prompts, vocab)."""
+    """Return the logits after each prompt: (prompts, vocab).
+
+    The transformers model computes each prompt alone and without a cache.
+    """
     with torch.inference_mode():
         return torch.cat([model(torch.tensor([prompt])).logits[:, -1] for prompt in prompts])
 
 
 def compare_steps(decoder, model, prompts, steps):
-    """Append random tokens and compare each step with the transformers model. Return the prompts with the tokens."""
+    """Append `steps` random tokens to each prompt, and compare each step with the transformers model.
+
+    Return the longer prompts.
+    """
     for step in range(steps):
         ids = torch.randint(VOCABULARY, (len(prompts),), generator=torch.Generator().manual_seed(step))
         prompts = [prompt + [token] for prompt, token in zip(prompts, ids.tolist(), strict=True)]
@@ -76,7 +82,7 @@ def test_decoder_follows_the_configuration(options):
 @torch.inference_mode()
 def test_prefill_in_parts_gives_the_same_logits(monkeypatch):
     model, prompts = make_model(), make_prompts()
-    for tokens in (1, 2 * max(LENGTHS)):  # one row per part, two rows per part
+    for tokens in (1, 2 * max(LENGTHS)):  # one row per part, then two rows per part
         monkeypatch.setattr(decoder_module, "PREFILL_TOKENS", tokens)
         decoder = Decoder(model, len(prompts), CAPACITY)
         torch.testing.assert_close(decoder.prefill(prompts), expected_logits(model, prompts), rtol=0, atol=1e-4)
@@ -84,7 +90,7 @@ def test_prefill_in_parts_gives_the_same_logits(monkeypatch):
 
 
 @torch.inference_mode()
-def test_prefill_ignores_the_old_content_of_its_memory(monkeypatch):
+def test_prefill_ignores_the_old_content_of_its_cache(monkeypatch):
     monkeypatch.setattr(decoder_module, "PREFILL_TOKENS", 1)
     model, prompts = make_model(), make_prompts()
     decoder = Decoder(model, len(prompts), CAPACITY)
@@ -95,7 +101,7 @@ def test_prefill_ignores_the_old_content_of_its_memory(monkeypatch):
 
 
 @torch.inference_mode()
-def test_kept_rows_continue_as_if_the_dropped_rows_had_never_been():
+def test_kept_rows_continue_as_if_the_dropped_rows_had_never_existed():
     assert len(LENGTHS) > ROWS_FOR_OWN_HEAD
     model, prompts = make_model(), make_prompts()
     decoder = Decoder(model, len(prompts), CAPACITY)

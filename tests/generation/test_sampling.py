@@ -9,19 +9,22 @@ from med_model.errors import UserError
 from med_model.generation.sampling import generate_answers, generate_ids, prompt_room, stream_text
 
 POSITIONS = 128
-# Rare characters and an emoji. The tiny tokenizer encodes them as single bytes.
+# The tiny tokenizer encodes the rare characters and the emoji of this text as single bytes.
 RARE_TEXT = "生僻字：龘䶮𠮷，表情😷；请立即就医。"
 
 
 @pytest.fixture(scope="module")
 def model(random_gpt2):
-    """Return a GPT-2 with random weights, so large that the next token depends on all previous tokens."""
+    """Return a GPT-2 with random weights. They are so large that the next token depends on all previous tokens."""
     return random_gpt2(POSITIONS)
 
 
 @pytest.fixture
 def recite(tokenizer):
-    """Make a GPT-2 that generates ids[p] after position p. Its layers add nothing, and its positions are one-hot."""
+    """Return a function that makes a GPT-2 from a list of ids. The model generates ids[p] after position p.
+
+    Its position embeddings are one-hot, and all weights of its token embeddings and layers are 0.
+    """
 
     def make(ids: list[int]) -> GPT2LMHeadModel:
         config = GPT2Config(
@@ -55,7 +58,7 @@ def settings_for(tokenizer, stops=(END_OF_TEXT,), **options):
 
 
 def generate_rows(model, prompts, settings, generator=None):
-    """Return the generated ids of each prompt, with the pad tokens after the stop."""
+    """Return a list of generated ids per prompt. Pad tokens follow the stop token."""
     return torch.stack(list(generate_ids(model, prompts, settings, generator)), dim=1).tolist()
 
 
@@ -141,7 +144,7 @@ def test_rows_that_stop_at_different_steps_have_the_ids_of_each_prompt_alone(mod
     prompts = [encode_text(tokenizer, text) for text in "高血压，糖尿病怎么办？多吃蔬菜少盐"]
     prompts = [prompt + prompts[0] * (i % 3) for i, prompt in enumerate(prompts)]
     settings = settings_for(tokenizer, repetition_penalty=repetition_penalty)
-    # One token in 20 is a stop: some rows stop immediately, some late, some never.
+    # Every 20th id is a stop token: some rows stop at the first step, some later, some never.
     settings.eos_token_id = list(range(0, len(tokenizer), 20))
     alone = [generate_rows(model, [prompt], settings)[0] for prompt in prompts]
     assert len(set(map(len, alone))) > 5

@@ -49,7 +49,7 @@ def test_answer_measures_are_means_and_key_facts_count_only_questions_with_facts
             "key_fact_recall": 0.4,
             "stopped": 2 / 3,
             "repeated_4grams": 0.2,
-            "distinct_2grams": 3 / 4,  # 一二 occurs twice
+            "distinct_2grams": 3 / 4,  # 一二 occurs in two answers
             "characters": 2.0,
         }
     )

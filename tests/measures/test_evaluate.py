@@ -112,7 +112,7 @@ def test_read_heldout_finds_every_kind_and_all_ten_flaws_in_the_bundled_files():
     assert any(question.dose for question in heldout.questions)
 
 
-@pytest.mark.process
+@pytest.mark.long
 def test_evaluate_as_a_command_prints_the_figures_and_writes_a_record(run_module, model_directory, tmp_path):
     options = ["--model", model_directory, "--data", written(tmp_path, RECORDS), "--max_new_tokens", 4]
     done = run_module("med_model.measures.evaluate", *options, "--json", tmp_path / "figures.json")
@@ -126,7 +126,7 @@ def test_evaluate_as_a_command_prints_the_figures_and_writes_a_record(run_module
     assert len(result["answers"]) == 1
 
 
-@pytest.mark.process
+@pytest.mark.long
 def test_evaluate_as_a_command_names_a_missing_model(run_module, tmp_path):
     done = run_module("med_model.measures.evaluate", "--model", paths.ROOT / "no_such_model")
     assert done.returncode == 2 and "no model in no_such_model/" in done.stderr

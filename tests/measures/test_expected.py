@@ -31,13 +31,13 @@ def figures(value):
     return {"sft": {"stopped": Figure(value, 0.0, 1.0, 10)}}
 
 
-def test_outside_expected_takes_the_tolerance_itself_as_within():
+def test_outside_expected_counts_a_figure_at_the_tolerance_as_within():
     expected = {"sft": {"stopped": [0.5, 0.25]}}
     assert outside_expected(figures(0.75), expected) == []
     assert outside_expected(figures(0.8), expected) == [Outside("sft", "stopped", 0.8, 0.5, 0.25)]
 
 
-def test_outside_expected_has_missing_figures_and_nan():
+def test_outside_expected_returns_missing_figures_and_nan():
     expected = {"sft": {"stopped": [0.5, 0.25]}, "final": {"stopped": [0.5, 0.25]}}
     nan, missing = outside_expected(figures(math.nan), expected)
     assert math.isnan(nan.value) and missing == Outside("final", "stopped", None, 0.5, 0.25)

@@ -11,7 +11,7 @@ def test_figure_of_a_share_has_about_the_interval_of_the_normal_approximation():
     assert found.low == pytest.approx(0.3 - half, abs=0.005) and found.high == pytest.approx(0.3 + half, abs=0.005)
 
 
-def test_figure_holds_the_true_value_in_nine_of_ten_intervals_and_more():
+def test_figure_has_an_interval_that_holds_the_true_value_in_nine_of_ten_cases():
     rng = np.random.default_rng(1)
     held = [low <= 0.8 <= high for _, low, high, _ in (figure(measure(rng.random(100) < 0.8)) for _ in range(200))]
     assert 0.89 <= np.mean(held) <= 0.99

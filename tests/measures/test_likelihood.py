@@ -31,7 +31,7 @@ def indifferent_model(random_gpt2):
 
 @torch.no_grad()
 def next_log_probs(model, ids):
-    """Return log p(ids[i + 1] | ids[: i + 1]) for each i, straight from the logits."""
+    """Return log p(ids[i + 1] | ids[: i + 1]) for each i, computed directly from the logits."""
     log_probs = model(torch.tensor([ids])).logits[0, :-1].double().log_softmax(-1)
     return log_probs[range(len(ids) - 1), ids[1:]].tolist()
 
@@ -52,7 +52,7 @@ def test_bits_per_byte_counts_each_token_once_in_a_text_longer_than_the_window(i
         POSITIONS,
         POSITIONS + 1,
         tokens,
-    ):  # around one window, and many
+    ):  # lengths near one window, and one of many windows
         text = tokenizer.decode(encode_text(tokenizer, LONG_TEXT)[:length]).rstrip("\ufffd")
         expected = len(encode_text(tokenizer, text)) * math.log2(len(tokenizer)) / len(text.encode())
         assert bits_per_byte(indifferent_model, tokenizer, [text]) == pytest.approx(expected, rel=1e-5)

@@ -17,11 +17,11 @@ RESULTS = sorted((ROOT / "results").glob("*.json"))
 
 @pytest.fixture(scope="module")
 def complete():
-    """A record of this process: one source, one figure, one key beside the schema."""
+    """Return a record with one source, one figure, and one key that is not in the schema."""
     return new_record([paths.CHOICES], {"base": {"stopped": Figure(0.5, 0.25, 0.75, 4)}}, answers=["答"])
 
 
-def test_results_are_there():
+def test_results_folder_has_three_records_or_more():
     assert len(RESULTS) >= 3
 
 
@@ -30,7 +30,7 @@ def test_results_follow_the_schema(file):
     check_record(json.loads(file.read_text(encoding="utf-8")))
 
 
-def test_new_record_has_every_key_and_those_beside_the_schema(complete):
+def test_new_record_has_every_key_of_the_schema_and_the_extra_keys(complete):
     assert list(complete) == [*TYPES, "answers"]
     assert complete["figures"] == {"base": {"stopped": {"value": 0.5, "low": 0.25, "high": 0.75, "n": 4}}}
     assert complete["data"][0]["source"] == "sft/dataset/choices.jsonl"
@@ -64,14 +64,14 @@ def test_check_record_names_a_missing_key_and_a_key_of_another_type(complete, ke
         (lambda r: r.update(date="29.11.2026"), "'date' is '29.11.2026', want YYYY-MM-DD"),
     ],
 )
-def test_check_record_names_a_fault_inside(complete, change, complaint):
+def test_check_record_names_a_fault_inside_a_value(complete, change, complaint):
     faulty = copy.deepcopy(complete)
     change(faulty)
     with pytest.raises(ValueError, match=complaint):
         check_record(faulty)
 
 
-def test_check_record_takes_the_unknowns_of_a_transcribed_record(complete):
+def test_check_record_accepts_the_unknown_values_of_a_transcribed_record(complete):
     unknown = {"base": {"stopped": {"value": 0.5, "low": None, "high": None, "n": None}}}
     check_record(complete | {"commit": None, "versions": {}, "data": ["some texts"], "figures": unknown})
 
@@ -89,7 +89,7 @@ def test_as_typed_shortens_only_paths_of_the_project():
         assert as_typed(text) == text
 
 
-def test_command_line_is_typed_from_the_project_and_quoted(monkeypatch):
+def test_command_line_has_paths_relative_to_the_project_and_quotes(monkeypatch):
     options = ["--data", str(paths.CHOICES), "--prompt", "两 个"]
     monkeypatch.setattr(sys, "argv", [str(ROOT / "compare_different_model.py"), *options])
     typed = "--data sft/dataset/choices.jsonl --prompt '两 个'"

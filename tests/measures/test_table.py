@@ -21,7 +21,10 @@ KEYS = [*MEASURES, FLAW + "vague", FLAW + LONG_FLAW]
 
 
 def measured(key: str, number: int) -> Measure:
-    """Return a measure of the model `number`: shares of 0%, 50% and 100%, margins of -500, 0 and 500 nats."""
+    """Return 1,000 random items of the measure `key` for the model `number`: 0, 1 or 2.
+
+    The models have mean margins of -500, 0 and 500 nats. Their other measures are 0%, 50% and 100%.
+    """
     rng = np.random.default_rng(number)
     if "margin" in key:
         return measure(rng.normal(500 * (number - 1), 400, 1_000))
@@ -30,7 +33,7 @@ def measured(key: str, number: int) -> Measure:
 
 @pytest.fixture
 def comparison():
-    """({model: {measure: figure}}, {(before, after): {measure: difference}}) of all measures and three models."""
+    """Return {model: {measure: figure}} and {(before, after): {measure: difference}} of three models."""
     models = {model: {key: measured(key, number) for key in KEYS} for number, model in enumerate(MODELS)}
     figures = {model: {key: figure(one) for key, one in measures.items()} for model, measures in models.items()}
     changes = {
@@ -132,7 +135,7 @@ def test_print_figures_returns_the_figures_that_it_prints(capsys):
 
 
 @pytest.mark.parametrize("columns, width_found", [(200, 100), (100, 100), (90, 90), (60, 60)])
-def test_print_answers_fits_the_terminal_and_never_more_than_the_line(capsys, monkeypatch, columns, width_found):
+def test_print_answers_fits_the_terminal_and_at_most_100_columns(capsys, monkeypatch, columns, width_found):
     monkeypatch.setenv("COLUMNS", str(columns))
     answers = {model: ["请立即拨打120，" * 40] for model in ("base", "sft", "final")}
     print_answers(["我爸突然嘴歪" * 20], answers)

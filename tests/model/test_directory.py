@@ -25,7 +25,7 @@ def model(model_directory):
 
 @pytest.fixture
 def publish_to(model, tokenizer):
-    """Publish the model and the tokenizer in a directory."""
+    """Return a function that publishes the model and the tokenizer in a directory."""
 
     def publish_model(directory, metrics=None):
         metrics = {"heldout_loss": 4.5} if metrics is None else metrics
@@ -41,7 +41,7 @@ def publish_to(model, tokenizer):
 
 
 def contents(directory):
-    """Return the bytes of each file below a directory, by relative path."""
+    """Return {relative path: bytes} of all files below a directory."""
     return {str(file.relative_to(directory)): file.read_bytes() for file in directory.rglob("*") if file.is_file()}
 
 

@@ -15,13 +15,13 @@ TOKENS, WIDTH, VOCABULARY = 23, 16, 50
 
 @pytest.fixture(autouse=True)
 def chunks_smaller_than_the_data(monkeypatch):
-    monkeypatch.setitem(CHUNK_TOKENS, "cpu", 7)  # 23 rows are three full chunks and a shorter one
+    monkeypatch.setitem(CHUNK_TOKENS, "cpu", 7)  # 23 rows make three full chunks and one of 2 rows
     monkeypatch.setitem(SOFTMAX_ROWS, "cpu", 3)
 
 
 @pytest.fixture
 def head():
-    """Return (hidden, weight, labels). The first two have gradients."""
+    """Return hidden (tokens, width), weight (vocab, width) and labels (tokens,). The first two have gradients."""
     torch.manual_seed(0)
     hidden, weight = torch.randn(TOKENS, WIDTH), torch.randn(VOCABULARY, WIDTH)
     return hidden.requires_grad_(), weight.requires_grad_(), torch.randint(VOCABULARY, (TOKENS,))

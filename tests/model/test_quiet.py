@@ -13,7 +13,10 @@ from med_model.model.quiet import LENGTH_WARNING, PADDING_ADVICE
 
 @pytest.fixture
 def library_log():
-    """The messages that transformers logs during a test. Its root logger does not pass records to pytest's."""
+    """Return a list that collects the messages of transformers during a test.
+
+    The caplog of pytest may miss them: outside CI, transformers does not propagate its records.
+    """
     messages = []
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())
@@ -24,7 +27,10 @@ def library_log():
 
 @pytest.fixture
 def load_best_checkpoint(tmp_path):
-    """Save a model as a checkpoint, change the file, and load it as the Trainer loads the best checkpoint."""
+    """Return a function that saves a checkpoint of a model and loads it as the Trainer loads the best checkpoint.
+
+    Before it loads the file, it removes the weights named in `left_out`. It returns all weights that were saved.
+    """
 
     def load(model, left_out=()):
         trainer = Trainer(model, TrainingArguments(str(tmp_path), use_cpu=True))
@@ -58,7 +64,10 @@ def test_a_checkpoint_that_lacks_another_weight_still_warns(model_directory, loa
 
 
 def message_source(logger_name: str, filtered: bool, monkeypatch) -> logging.Logger:
-    """Return a logger of transformers. Without its filters it shows that the library still logs these words."""
+    """Return a logger of transformers, without its filters if `filtered` is False.
+
+    The logger without filters shows that the library still logs the message.
+    """
     logger = logging.getLogger(logger_name)
     if not filtered:
         monkeypatch.setattr(logger, "filters", [])
@@ -71,7 +80,7 @@ def test_the_warning_about_a_long_text_is_filtered_and_other_messages_are_not(
     filtered, tokenizer_directory, library_log, monkeypatch
 ):
     logger = message_source("transformers.tokenization_utils_base", filtered, monkeypatch)
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_directory)  # a new one, because a tokenizer warns only once
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_directory)  # a new tokenizer, because each one warns only once
     text = "高血压怎么办？" * 500
     assert len(encode_prompt(tokenizer, [{"role": "user", "content": text}])) > tokenizer.model_max_length
     logger.warning("another message")

@@ -1,4 +1,4 @@
-"""Trainers, rows and logs of a size for tests, shared by the tests of this room."""
+"""Small trainers, rows and logs, which the tests of this room share."""
 
 import copy
 from types import SimpleNamespace

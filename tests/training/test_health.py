@@ -195,16 +195,10 @@ def test_training_health_warns_of_a_loss_that_does_not_fall_unless_it_need_not(m
         ([5.0, 5.0, 5.0, 4.96, 4.96, 4.96], 30, True),
         ([5.0, 5.0, 5.0, 4.94, 4.94, 4.94], 30, False),
         ([5.0, 3.0, 2.0, 1.0, 4.0, 6.0, 7.0], 7, True),  # it fell and came back
-        (
-            [5.5, 3.9, 3.7, 0.8, 2.4, 1.6, 0.4, 1.5, 0.3, 0.9],
-            10,
-            False,
-        ),  # SFT: long rows, then short rows
-        (
-            [5 - 0.03 * i + i // 3 % 2 for i in range(30)],
-            150,
-            False,
-        ),  # a slow fall that ends with high logs
+        # SFT: long rows, then short rows
+        ([5.5, 3.9, 3.7, 0.8, 2.4, 1.6, 0.4, 1.5, 0.3, 0.9], 10, False),
+        # a slow fall that ends with high logs
+        ([5 - 0.03 * i + i // 3 % 2 for i in range(30)], 150, False),
     ],
 )
 def test_training_health_compares_the_last_losses_with_the_first(values, max_steps, warned):
@@ -281,11 +275,7 @@ def epochs(training: list[float], heldout: list[float]) -> list[dict]:
         ([4.0, 3.0, 2.0], [2.0, 0.02, 0.10], False),  # a small rise after a large drop
         ([4.0, 3.0, 2.0], [2.0, 0.02, 0.13], True),
         ([3.0, 4.0], [2.0, 2.5], False),  # both rise: the data are not learned by heart
-        (
-            [9.0, 3.0, 4.0],
-            [3.0, 2.0, 2.5],
-            False,
-        ),  # so they do here, below the mean of the run
+        ([9.0, 3.0, 4.0], [3.0, 2.0, 2.5], False),  # both rise, below the mean of the run
     ],
 )
 def test_training_health_takes_a_rising_and_a_falling_loss_for_overfitting(training, heldout, warned):

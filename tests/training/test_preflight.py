@@ -57,7 +57,7 @@ def set_free_disk(monkeypatch, free: int) -> None:
 def test_check_disk_stops_at_one_byte_too_little_and_names_the_options(new_trainer, monkeypatch, tmp_path):
     trainer = new_trainer("dpo", save_strategy="steps", save_total_limit=2)
     weights = 4 * trainer.model.num_parameters()
-    need = 3 * 3 * weights + weights  # two kept and one being written, each with AdamW's moments; and the model
+    need = 3 * 3 * weights + weights  # 3 checkpoints with two moments per weight, and the model
     set_free_disk(monkeypatch, need)
     preflight.check_disk(trainer, tmp_path / "new" / "model")
     monkeypatch.setattr(preflight, "_gb", lambda size: f"{size} bytes")
@@ -135,7 +135,7 @@ def test_memory_estimate_counts_the_weights_once(new_trainer, monkeypatch):
     weights, config = 4 * trainer.model.num_parameters(), trainer.model.config
     table = 4 * config.vocab_size * config.n_embd
     rest = preflight.memory_estimate(trainer, Workload(tokens=0, longest=0)) - preflight.FIRST_STEP_BYTES
-    # The process holds the weights already. The gradients, as large as they, are what a training adds.
+    # The process holds the weights already. A training adds gradients of the same size.
     assert rest == weights + preflight._optimizer_bytes(trainer) + table
 
 

@@ -123,7 +123,6 @@ def test_train_removes_old_checkpoints_unless_it_resumes_or_runs_dry(new_trainer
     ]
 
 
-@pytest.mark.xfail(strict=True, reason="at the end of training the Trainer deletes all but the best checkpoint")
 def test_train_keeps_the_checkpoint_that_a_dry_run_resumes_from(new_trainer, tmp_path):
     folder = tmp_path / "checkpoints"
     options = {
@@ -144,7 +143,6 @@ def test_train_keeps_the_checkpoint_that_a_dry_run_resumes_from(new_trainer, tmp
     assert newest.is_dir()
 
 
-@pytest.mark.xfail(strict=True, reason="--eval_on_start evaluates in a dry run")
 def test_train_does_not_evaluate_at_the_start_of_a_dry_run(new_trainer, monkeypatch):
     trainer, evaluated = new_trainer("pretraining", eval_on_start=True, eval_strategy="steps", eval_steps=1), []
     monkeypatch.setattr(type(trainer), "evaluate", lambda *args, **kwargs: evaluated.append(1) or {})

@@ -1,4 +1,4 @@
-"""training/trainer.py: the chunked head inside a model, against the stock model and TRL's own head; the trainers."""
+"""training/trainer.py: the chunked head beside the stock model and TRL's own head, and the three trainers."""
 
 import copy
 from types import SimpleNamespace
