@@ -13,8 +13,8 @@ install: $(VENV)/installed
 
 $(VENV)/installed: requirements.txt constraints.txt pyproject.toml
 	@$(PYTHON) -m venv $(VENV)
-	@$(RUN) -m pip install --quiet --upgrade pip
-	@$(RUN) -m pip install --quiet -r requirements.txt
+	@$(RUN) -m pip install -qq --upgrade pip
+	@$(RUN) -m pip install -qq -r requirements.txt
 	@touch $@
 	@echo "$(VENV): $$($(RUN) --version), torch $$($(RUN) -c 'from importlib.metadata import version; print(version("torch"))')"
 

@@ -67,7 +67,7 @@ def read_inputs(data: list[str] | None, megabytes: float, heldout_bytes: int, fo
 
 
 def last_bytes(texts: list[str], count: int) -> list[str]:
-    """Return the last texts, at least `count` bytes of them. The search for the recipe has used the first texts."""
+    """Return the last texts, at least `count` bytes. The search for the training settings has used the first texts."""
     kept, size = [], 0
     for text in reversed(texts):
         if size < count:

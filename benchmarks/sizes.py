@@ -1,4 +1,4 @@
-"""Set the work of the benchmark per round: for a full run, for --long and for --smoke."""
+"""Set the number of rounds and the amount of work: for a full benchmark, for --long and for --smoke."""
 
 from dataclasses import dataclass
 

@@ -35,9 +35,9 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 
 def examples(docstring: str) -> str:
-    """Return a heading and the commands of a script's docstring, its lines indented by four spaces, for --help.
+    """Return the text for --help: a heading and the commands of a script's docstring.
 
-    A line indented by more than four spaces continues a sentence. It is no command.
+    A command is a line indented by exactly four spaces. A line with a larger indent continues a sentence.
     """
     commands = [line for line in docstring.splitlines() if re.match(r" {4}\S", line)]
     return "\n".join([tr("Examples:"), *commands])

@@ -39,14 +39,17 @@ def wrapped(text: str, columns: int) -> list[str]:
 
 
 def say(text: str = "") -> None:
-    """Print a line, but only on the first process of a run.
+    """Print a text, but only on the first process of a run.
 
     A line wider than COLUMNS continues on the next lines, which are indented by two more columns.
     """
     if os.environ.get("RANK", "0") != "0":  # torchrun and accelerate set it
         return
-    indent = " " * (len(text) - len(text.lstrip(" ")))
-    first, *rest = wrapped(text, COLUMNS) if width(text) > COLUMNS else [text]
-    if rest:
-        rest = wrapped(text.removeprefix(first).lstrip(), COLUMNS - len(indent) - 2)
-    print("\n".join([first, *(f"{indent}  {line}" for line in rest)]), flush=True)
+    for line in text.split("\n"):
+        if width(line) <= COLUMNS:
+            print(line, flush=True)
+            continue
+        indent = " " * (len(line) - len(line.lstrip(" ")) + 2)
+        first = wrapped(line, COLUMNS)[0]
+        rest = wrapped(line.removeprefix(first).lstrip(), COLUMNS - len(indent))
+        print("\n".join([first, *(indent + part for part in rest)]), flush=True)

@@ -13,7 +13,7 @@ ROOMS = ("data", "model", "generation", "measures", "training", "pages")  # each
 STAGES = ("pre_training", "sft", "dpo")
 SCRIPTS = [*(file for stage in STAGES for file in (ROOT / stage).glob("py/*.py")), ROOT / "compare_different_model.py"]
 HOUSE = sorted((ROOT / "med_model").rglob("*.py"))
-# In lines. A test prints the code above an AIM and fails above a MOST.
+# Lengths in lines. A test prints modules and functions longer than their AIM. It fails if one is longer than its MOST.
 AIM_MODULE, MOST_MODULE, AIM_FUNCTION, MOST_FUNCTION = 200, 250, 50, 60
 SOURCES = sorted(
     file

@@ -35,6 +35,23 @@ def extracted() -> set[str]:
     return found
 
 
+def called() -> list[str | None]:
+    """Return the message of each call of tr in the sources, None for a message that is no plain string."""
+    files = [file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py")] + [
+        ROOT / "compare_different_model.py"
+    ]
+    messages = []
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "tr":
+                messages.append(node.args[0].value if isinstance(node.args[0], ast.Constant) else None)
+    return messages
+
+
+def test_every_call_of_tr_is_seen_by_the_extraction():
+    assert set(called()) == extracted(), "tr takes a plain string, and stands in no f-string"
+
+
 @pytest.fixture(scope="module")
 def catalogue() -> dict[str, str]:
     with (CATALOGUE / "med_model.po").open("rb") as lines:

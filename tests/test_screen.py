@@ -41,6 +41,11 @@ def test_say_continues_a_long_line_below_with_more_indent(capsys):
     assert lines[0].startswith("  word") and all(line.startswith("    word") for line in lines[1:])
 
 
+def test_say_keeps_the_indent_of_each_line_of_a_text(capsys):
+    say("\n" + "a" * 60 + "\n  " + "b" * 60)
+    assert capsys.readouterr().out == "\n" + "a" * 60 + "\n  " + "b" * 60 + "\n"
+
+
 def test_say_prints_on_the_first_process_only(capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     say("once")

@@ -57,7 +57,7 @@ class DataArguments(RetentionArguments):
     retention: float = 2.0
     retention_model: str | None = str(paths.BASE_MODEL)  # it predicts text better than the SFT model
     interpolation: float = field(
-        default=0.75,  # the runs behind both shares are in docs/en/recipes.md
+        default=0.75,  # docs/en/recipes.md has the measurements for this share and the next one
         metadata={"help": tr("Publish this share of DPO's change in the layers; 1 publishes all of it.")},
     )
     embedding_interpolation: float = field(

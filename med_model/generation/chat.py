@@ -151,7 +151,7 @@ def _print_answer(chat: Chat, text: str) -> None:
         for piece in chat.say(text):
             print(piece, end="", flush=True)
     except KeyboardInterrupt:
-        print(f" … {tr('(stopped)')}", end="")
+        print(" … " + tr("(stopped)"), end="")
     print(flush=True)
 
 

@@ -45,7 +45,7 @@ def _next_ids(
 
 
 def _lowest_kept_score(scores: Tensor, settings: GenerationConfig) -> Tensor:
-    """Return the lowest score of each row that top-k and then top-p keep, (rows, 1)."""
+    """Return the lowest score that top-k and then top-p keep, one score per row, (rows, 1)."""
     count = min(settings.top_k or scores.shape[-1], scores.shape[-1])
     ascending = scores.topk(count).values.flip(-1)  # (rows, count); 0.04 ms for 40 of 20,000, a full sort takes 1 ms
     if settings.top_p in (None, 1.0):

@@ -1,6 +1,6 @@
 """Measure a model on held-out data: text, questions, preference pairs and multiple choice, with 95% intervals.
 
-Reads  a model directory and the bundled held-out files, or --data of the same shapes
+Reads  a model directory and the bundled held-out files, or the --data files with the same fields
 Writes nothing, or all figures and answers to --json FILE
 
     python -m med_model.measures.evaluate --model final_model__after_dpo

@@ -17,7 +17,7 @@ Changes = dict[tuple[str, str], dict[str, Figure]]  # {(model before, model afte
 
 
 def shortened(text: str, columns: int) -> str:
-    """Return a text that is one line of at most `columns`. Else return the beginning of its first line, and `…`."""
+    """Return the text if it is one line and at most `columns` wide, else the beginning of its first line and `…`."""
     return text if width(text) <= columns and "\n" not in text else wrapped(text, columns - 1)[0] + "…"
 
 

@@ -71,4 +71,5 @@ def print_parts(model: GPT2LMHeadModel) -> None:
     say(tr("Parameters of the model:"))
     for title, modules in parts:
         say(f"  {sum(p.numel() for module in modules for p in module.parameters()):>10,}  {title}")
-    say(f"  {model.num_parameters():>10,}  {tr('all parts together')}")
+    total = tr("all parts together")
+    say(f"  {model.num_parameters():>10,}  {total}")

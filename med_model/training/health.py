@@ -26,7 +26,7 @@ FALL = 0.99  # largest ratio of the newest to the first losses (0.77 to 0.84 in 
 RISE = 0.01  # largest rise of the held-out loss above its best, as a share of the best: on a plateau it rises by less
 RISE_OF_DROP = 0.05  # or, if larger, this share of the total drop so far: near a loss of 0, RISE would be too strict
 SPIKE = 10  # largest ratio of a gradient norm to the median (3.6)
-SPIKE_LOGS = 50  # logs of this median: in the course of a whole run the gradient norm changes slowly
+SPIKE_LOGS = 50  # number of logs in the median: only recent ones, because the gradient norm changes slowly over a run
 
 
 class HealthLines:
@@ -85,7 +85,10 @@ def check_stops(health: HealthLines, labels: Iterable[list[int]], stop_ids: Coll
 
 
 def _squeezed(record: Hashable) -> Hashable:
-    """Return a record, a text or a tuple of texts, without white space: copies often differ in line ends only."""
+    """Return a record without white space, because copies often differ in line ends only.
+
+    A record is a text or a tuple of texts.
+    """
     if isinstance(record, str):
         return "".join(record.split())
     return tuple(map(_squeezed, record)) if isinstance(record, tuple) else record

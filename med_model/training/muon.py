@@ -35,7 +35,7 @@ def orthogonalized(matrices: Tensor) -> Tensor:
 class MuonWithAdamW(Optimizer):
     """Update the matrices of the layers by Muon, and all other parameters by AdamW.
 
-    Both use the same learning rate, because Muon's update gets the root mean square of a typical AdamW update.
+    Both can use the same learning rate: Muon's update is scaled to the root mean square of a typical AdamW update.
     """
 
     MUON_MOMENTUM = 0.95
@@ -47,7 +47,7 @@ class MuonWithAdamW(Optimizer):
         layer_ids = set(map(id, layers))
         tables = [parameter for _, parameter in named if parameter.ndim == 2 and id(parameter) not in layer_ids]
         vectors = [parameter for _, parameter in named if parameter.ndim < 2]
-        # In groups with "fused", load_state_dict also moves the step counts to the device of the parameters.
+        # With "fused": True, load_state_dict also moves the step counts to the device of the parameters.
         groups = [
             {"params": layers, "muon": True, "fused": False, "weight_decay": weight_decay},
             {"params": tables, "muon": False, "fused": True, "weight_decay": weight_decay},

@@ -220,7 +220,7 @@ def preflight(trainer: Trainer, output_model: str | Path, workload: Workload) ->
             processes=training.world_size,
         )
     )
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES)
+    versions = ", ".join(f"{name}=={importlib.metadata.version(name)}" for name in LIBRARIES)
     say(tr("Versions: Python {python}, {versions}.", python=platform.python_version(), versions=versions))
     for line in check_versions():
         say("  " + tr("Warning: {line}. Run pip install -r requirements.txt", line=line))

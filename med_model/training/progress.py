@@ -80,7 +80,7 @@ class TimeLeft(TrainerCallback):
 
     def _print(self, training: TrainingArguments, step: int) -> None:
         tokens_per_step = self.workload.tokens / self.epoch
-        timed_tokens = self.tokens or (self.done - 1) * tokens_per_step  # 0 if the Trainer does not count tokens
+        timed_tokens = self.tokens or (self.done - 1) * tokens_per_step  # self.tokens is 0 if tokens are not counted
         seconds_per_token = self.seconds / timed_tokens
         share_left = 1 - step / self.steps
         evaluations = count_evaluations(training, self.epoch, self.steps) * share_left
@@ -125,19 +125,20 @@ class ProgressLine(TrainerCallback):
     def on_log(self, args, state, control, logs, **kwargs):
         if self.ended or not state.is_world_process_zero or "train_loss" in logs:  # train_loss: a summary
             return
-        self.figures |= {name: f"{logs[key]:.3f}" for key, name in self.NAMES.items() if key in logs}
+        self.figures |= {key: f"{logs[key]:.3f}" for key in self.NAMES if key in logs}
         tokens = state.num_input_tokens_seen - self.begin_tokens
-        self.figures[tr("tokens/s")] = f"{tokens / max(self.step_seconds, 1e-9):,.0f}"
-        self.bar.set_postfix(self.figures)
+        named = {name: self.figures[key] for key, name in self.NAMES.items() if key in self.figures}
+        named[tr("tokens/s")] = f"{tokens / max(self.step_seconds, 1e-9):,.0f}"
+        self.bar.set_postfix(named)
         if self.bar.disable:
             seconds_per_step = (time.time() - self.begin) / max(1, state.global_step - self.begin_step)
             minutes = seconds_per_step * (state.max_steps - state.global_step) / 60
-            figures = ", ".join(f"{name} {value}" for name, value in self.figures.items())
+            figures = "  ".join(f"{name} {value}" for name, value in named.items())
             left = tr("{minutes:.1f} min left", minutes=minutes)
-            say(f"[{state.global_step}/{state.max_steps}] {figures}, {left}")
+            say(f"[{state.global_step}/{state.max_steps}] {figures}  {left}")
 
     def on_train_end(self, args, state, control, **kwargs):
-        self.ended = True  # an evaluation after the training logs too
+        self.ended = True  # an evaluation may follow after the end of training, and it also calls on_log
         self.bar.close()
 
 

@@ -142,6 +142,7 @@ def train_bpe(corpus: Corpus, vocab_size: int) -> PreTrainedTokenizerFast:
         special_tokens=SPECIAL_TOKENS,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         max_token_length=MAX_TOKEN_BYTES,
+        show_progress=sys.stdout.isatty(),  # elsewhere the bars are blank lines
     )
     tokenizer.train_from_iterator(corpus, trainer)
     trained = PreTrainedTokenizerFast(

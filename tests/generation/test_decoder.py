@@ -15,7 +15,7 @@ def make_model(**options) -> GPT2LMHeadModel:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=0, **config))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "ln_" in name or "bias" in name:  # at their initial 0 and 1 a decoder that ignores them would pass
+            if "ln_" in name or "bias" in name:  # with the initial 0 and 1, a decoder that ignores them would pass
                 parameter.add_(torch.randn_like(parameter) * 0.2)
     return model.eval()
 

@@ -259,7 +259,7 @@ def test_training_health_warns_of_a_rising_held_out_loss_while_the_training_loss
 
 
 def epochs(training: list[float], heldout: list[float]) -> list[dict]:
-    """Return three logs per training loss, each with the held-out loss after them."""
+    """Return three logs per training loss, followed by one log of the held-out loss."""
     return [
         entry
         for loss, eval_loss in zip(training, heldout, strict=True)
@@ -271,7 +271,7 @@ def epochs(training: list[float], heldout: list[float]) -> list[dict]:
     ("training", "heldout", "warned"),
     [
         ([4.0, 3.0], [2.0, 2.03], True),
-        ([4.0, 3.0], [2.0, 2.01], False),  # two evaluations of a level model may differ by this much
+        ([4.0, 3.0], [2.0, 2.01], False),  # on a plateau, two evaluations may differ by this much
         ([4.0, 3.0, 2.0], [2.0, 0.02, 0.10], False),  # a small rise after a large drop
         ([4.0, 3.0, 2.0], [2.0, 0.02, 0.13], True),
         ([3.0, 4.0], [2.0, 2.5], False),  # both rise: the data are not learned by heart

@@ -130,9 +130,9 @@ def test_preference_health_ignores_an_evaluation_before_the_training():
         (0.02, rewards(-0.6, -2.0, 3), True),
         (0.02, rewards(-0.6, -2.0, 2), False),  # too few logs
         (0.02, rewards(-0.4, -2.0, 3), False),
-        (0.02, rewards(-0.6, 0.1, 3), False),  # the rejected answers grow more likely: another fault
+        (0.02, rewards(-0.6, 0.1, 3), False),  # the rejected answers become more likely: this is a different fault
         (0.02, rewards(-1.3, -2.0, 3, prefix="eval_"), False),  # on held-out pairs it falls in healthy runs too
-        (0.005, rewards(-0.15, -2.0, 3), True),  # as many nats, at a quarter of beta
+        (0.005, rewards(-0.15, -2.0, 3), True),  # -30 nats, as in the first case, because beta is a quarter
         (0.005, rewards(-0.1, -2.0, 3), False),
     ],
 )

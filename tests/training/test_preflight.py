@@ -147,7 +147,7 @@ def test_preflight_prints_a_line_for_each_thing_in_order(new_trainer, capsys, tm
     assert len(lines) == len(starts), lines
     assert all(line.startswith(start) for line, start in zip(lines, starts, strict=True)), lines
     assert "precision fp32" in lines[0] and f"{torch.get_num_threads()} CPU threads" in lines[0]
-    assert "torch 2." in lines[1] and "trl 1." in lines[1]
+    assert "torch==2." in lines[1] and "trl==1." in lines[1]
     # 41 rows in batches of 4, three times
     assert "1,742 tokens per epoch" in lines[4] and "3 epochs" in lines[4] and "33 steps" in lines[4]
 

@@ -1,4 +1,4 @@
-"""training/trainer.py: the chunked head beside the stock model and TRL's own head, and the three trainers."""
+"""Check training/trainer.py: the chunked head agrees with the stock model and TRL's head; each trainer uses it."""
 
 import copy
 from types import SimpleNamespace
