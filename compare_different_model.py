@@ -93,7 +93,8 @@ class CompareArguments:
 def read_prompts(args: CompareArguments) -> list[list[Message]]:
     """Return the messages of each prompt.
 
-    --prompt_file wins over --prompt, because a --config file may set `prompt`. Raise UserError if the file is bad.
+    --prompt_file overrides --prompt, because a --config file may set `prompt`.
+    Raise UserError as `find_files` and `read_all` do.
     """
     if not args.prompt_file:
         return [[{"role": "user", "content": text}] for text in args.prompt or PROMPTS]
@@ -105,7 +106,7 @@ def read_prompts(args: CompareArguments) -> list[list[Message]]:
 
 
 def compare(results: dict[str, Evaluation]) -> Changes:
-    """Return the change of each measure from a model to the next, if both have the same number of items."""
+    """Return the change of each measure from one model to the next, if both models have the same number of items."""
     changes = {}
     for (before, old), (after, new) in itertools.pairwise(results.items()):
         changes[before, after] = {
@@ -119,9 +120,10 @@ def compare(results: dict[str, Evaluation]) -> Changes:
 def answer_and_measure(
     args: CompareArguments, prompts: list[list[Message]], heldout: Heldout
 ) -> tuple[dict[str, list[AnsweredQuestion]], dict[str, Evaluation]]:
-    """Return (answers to the prompts, measures on the held-out records) by model, for each directory that exists.
+    """Return (answers to the prompts, measures on the held-out records). Each is a dict by model key.
 
-    Print the command that makes a missing directory.
+    Leave out a model whose directory is missing, and print the command that makes the directory.
+    Raise UserError as `load_model`, `answer_questions` and `evaluate` do.
     """
     answers, results = {}, {}
     directories = {"base": args.base_model, "sft": args.sft_model, "final": args.final_model}

@@ -36,7 +36,7 @@ QUIET = {"report_to": "none", "save_strategy": "no", "logging_strategy": "no", "
 
 @dataclass
 class Throughput:
-    """Store the work of one round and its seconds. `units` are tokens, rows, pairs or prompts."""
+    """Hold the work of one round and its time. `units` is a number of tokens, rows, pairs or prompts."""
 
     units: float
     seconds: float
@@ -47,11 +47,11 @@ class Throughput:
 
 
 class Clock(TrainerCallback):
-    """Measure the seconds and the tokens of a training loop, without its evaluations. Padding is not counted.
+    """Measure the seconds and the tokens of a training loop, without its evaluations.
 
     evaluate: a function that returns the held-out figure of a model. It runs after every `every` steps and after the
-    last step. If `every` is 0, it runs only after the last step. Training stops at the first figure that is
-    not above `target`.
+    last step. If `every` is 0, it runs only after the last step. Training stops at the first figure that is `target`
+    or less.
     """
 
     def __init__(self, evaluate: Callable | None = None, every: int = 0, target: float = float("-inf")):
@@ -84,13 +84,13 @@ def run_timed(trainer: Trainer, clock: Clock | None = None) -> Clock:
 
 
 def token_throughput(trainer: Trainer) -> Throughput:
-    """Pre-train. Return the tokens without padding, and the seconds."""
+    """Train. Return the number of tokens that the Trainer counted, and the seconds."""
     clock = run_timed(trainer)
     return Throughput(clock.tokens, clock.seconds)
 
 
 class Engine:
-    """Hold the inputs and the prompts, which are the same for both engines. A subclass trains and generates."""
+    """Hold the inputs and the prompts of an engine, the same for both engines. Each subclass trains and generates."""
 
     def __init__(self, inputs: Inputs):
         set_seed(SEED)
@@ -120,16 +120,16 @@ class Engine:
         return settings
 
     def peak_memory(self, steps: int) -> float | None:
-        """Return the peak memory of pre-training minus the memory before it, in MB. Return None if not on Linux.
+        """Return how far the memory rises during pre-training, in MB. Return None if the system is not Linux.
 
-        The model is built before, so its weights are not counted.
+        The model is built before the measurement, so its weights are not counted.
         """
         trainer = self.pretraining_trainer(steps)
         return peak_megabytes(lambda: run_timed(trainer))
 
 
 def peak_megabytes(action: Callable[[], object]) -> float | None:
-    """Run an action. Return its peak memory minus the memory before it, in MB. Return None if not on Linux."""
+    """Run an action. Return how far the memory rises in MB, or None if the system is not Linux."""
     if not sys.platform.startswith("linux"):
         action()
         return None
@@ -157,7 +157,7 @@ def _call_worker(method: str, arguments: tuple):
 
 
 class Worker:
-    """Run an engine in its own process. A call names a method of the engine, runs it there and returns its result."""
+    """Run an engine in its own process. A call runs a method of the engine there and returns its result."""
 
     def __init__(self, engine: type[Engine], inputs: Inputs):
         context = multiprocessing.get_context("spawn")

@@ -20,7 +20,7 @@ SEED = 42
 @dataclass
 class Inputs:
     sources: list[str]  # files and folders of the data
-    folder: Path  # for the tokenizer, the model and the files of the engines
+    folder: Path  # has the tokenizer, the model and the temporary files of the engines
     tokenizer: Path
     base_model: Path  # untrained, because the speed does not depend on the values of the weights
     texts: list[str]
@@ -33,8 +33,8 @@ def read_inputs(data: list[str] | None, megabytes: float, heldout_bytes: int, fo
     """Read the data, and write a tokenizer and an untrained model to `folder`.
 
     data: documents, or one folder with pretrain/, dev/, sft/train.jsonl and dpo/train.jsonl. None: the bundled data.
-    megabytes: the most text for training the tokenizer.
-    heldout_bytes: the held-out text ends with the document that reaches this size.
+    megabytes: the most text for training the tokenizer, in MB.
+    heldout_bytes: the least size of the held-out text, in bytes of UTF-8.
     Raise UserError if the data cannot be read or the tokenizer cannot be trained.
     """
     texts, heldout, rows, pairs = data, None, str(paths.SFT_DATA), str(paths.DPO_DATA)
@@ -67,7 +67,10 @@ def read_inputs(data: list[str] | None, megabytes: float, heldout_bytes: int, fo
 
 
 def last_bytes(texts: list[str], count: int) -> list[str]:
-    """Return the last texts, at least `count` bytes. The search for the training settings has used the first texts."""
+    """Return texts from the end of the list, at least `count` bytes together.
+
+    The first texts are not used, because the search for the training settings has used them.
+    """
     kept, size = [], 0
     for text in reversed(texts):
         if size < count:

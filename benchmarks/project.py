@@ -1,4 +1,4 @@
-"""Run the project's engine. It imports the classes of the training scripts and uses their defaults."""
+"""Run the project's engine, with the classes and defaults of the training scripts."""
 
 import importlib.util
 import statistics
@@ -46,7 +46,7 @@ class Project(Engine):
         training = self.pretraining.PretrainingArguments(
             output_dir=self.scratch(), max_steps=steps, seed=SEED, bf16=bf16, **QUIET_TRAINING
         )
-        model = new_model(self.tokenizer, dropout=0.0)  # the text is read only once, so dropout is not needed
+        model = new_model(self.tokenizer, dropout=0.0)  # the model reads the text only once, so it needs no dropout
         start = time.perf_counter()
         start_at_token_frequencies(model, self.blocks.tokens)
         self.start_seconds = time.perf_counter() - start
@@ -69,18 +69,18 @@ class Project(Engine):
         return [(seconds + self.start_seconds, figure) for seconds, figure in clock.curve]
 
     def arithmetic(self) -> float:
-        """Return the FLOP of a training step per token.
+        """Return the floating-point operations (FLOP) of a training step per token.
 
-        The count has 6 FLOP per parameter without the position embeddings, and those of the attention over whole rows.
+        These are 6 per parameter without the position embeddings, and those of attention over the whole block.
         """
         model = new_model(self.tokenizer, dropout=0.0)
         multiplying = model.num_parameters() - model.transformer.wpe.weight.numel()
         return 6 * multiplying + 3 * 4 * BLOCK_TOKENS * model.config.n_embd * model.config.n_layer
 
     def roof(self, repeats: int) -> Throughput:
-        """Time only the matrix products of a training step, in float32. All memory is allocated beforehand.
+        """Measure only the matrix products of a training step, in float32. All memory is allocated beforehand.
 
-        Return the tokens of the step and the median seconds of `repeats` runs.
+        Return the tokens of one step and the median seconds of `repeats` runs.
         """
         batch = self.pretraining.PretrainingArguments(output_dir=self.scratch(), **QUIET_TRAINING).train_batch_size
         config = new_model(self.tokenizer, dropout=0.0).config
@@ -115,7 +115,7 @@ class Project(Engine):
         return Throughput(tokens, statistics.median(seconds[1:]))
 
     def sft(self, rows: int) -> Throughput:
-        """Train one epoch. Retention is off, because stock TRL has none."""
+        """Train one epoch. The KL regularization is off, because stock TRL has none."""
         training = self.sft_script.SFTArguments(
             output_dir=self.scratch(), num_train_epochs=1, seed=SEED, **QUIET_TRAINING
         )
@@ -132,10 +132,10 @@ class Project(Engine):
         return Throughput(len(dataset), run_timed(trainer).seconds)
 
     def dpo(self, pairs: int) -> tuple[Throughput, Throughput]:
-        """Train one epoch. Retention and dropout are off, as in stock TRL.
+        """Train one epoch. The KL regularization and dropout are off, as in stock TRL.
 
-        Return (throughput of the first epoch, throughput of a later epoch). The first includes the time in which the
-        reference model computes its log-probabilities.
+        Return (throughput of the first epoch, throughput of a later epoch). Only the first epoch includes the time for
+        the log-probabilities of the reference model.
         """
         options = {"num_train_epochs": 1, "disable_dropout": True, "seed": SEED}
         training = self.dpo_script.DPOArguments(output_dir=self.scratch(), **options, **QUIET_TRAINING)

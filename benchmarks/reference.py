@@ -118,7 +118,7 @@ class Reference(Engine):
         return Throughput(len(answers), seconds)
 
     def tokenizer_training(self, lines: list[str], vocab_size: int) -> tuple[float, float | None]:
-        """Train the stock byte-level BPE. Return (seconds, peak memory minus the memory before it in MB)."""
+        """Train the stock byte-level BPE. Return (seconds, rise of the memory in MB or None)."""
         train = ByteLevelBPETokenizer().train_from_iterator
         start = time.perf_counter()
         megabytes = peak_megabytes(lambda: train(lines, vocab_size=vocab_size, show_progress=False))

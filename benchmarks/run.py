@@ -40,8 +40,8 @@ TITLES = {
     "generate": tr("generation, tokens/s, one prompt"),
     "generate_batch": tr("generation, prompts/s, 200 prompts"),
 }
-# The ratio that each measure should reach. It compares ours with the reference, and above 1 ours is better. In
-# roof_fraction the reference is the speed of the matrix products alone.
+# The least ratio that each measure should reach. Above 1, ours is better than the reference. In roof_fraction the
+# reference is the speed of the matrix products alone.
 BARS = {
     "pretrain_mixed": 5.0,
     "pretrain_full_blocks": 1.4,
@@ -117,7 +117,7 @@ def figure_of(rounds: list[float]) -> Figure:
 def record_of(
     benchmark: Benchmark, comparisons: dict[str, Comparison], bars: dict[str, float], seconds: float
 ) -> dict:
-    """Return the record of this run. Its field `rounds` has the values of each round."""
+    """Return the record of this run. The field `rounds` has the values of each round."""
     sides = {
         "ours": {name: comparison.ours for name, comparison in comparisons.items()},
         "reference": {name: comparison.reference for name, comparison in comparisons.items()},

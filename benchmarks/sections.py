@@ -18,13 +18,13 @@ from med_model.model.device import multiplies_bf16
 from med_model.screen import say
 
 SECTIONS = ("pretrain", "memory", "time_to_loss", "sft", "dpo", "generate", "tokenizer")
-STOCK_BF16 = "_stock_bf16"  # suffix for measures against stock TRL in bfloat16; these have no bar
-MAX_PLANS = 4  # time_to_loss tries so many schedules at most
+STOCK_BF16 = "_stock_bf16"  # suffix of a measure against stock TRL in bfloat16, which has no bar
+MAX_PLANS = 4  # most schedules that time_to_loss tries
 
 
 @dataclass
 class Comparison:
-    """Hold the values of one measure: one value per engine and round."""
+    """Hold the values of one measure: per engine, a list with one value per round."""
 
     ours: list[float]
     reference: list[float]
@@ -53,7 +53,7 @@ class Benchmark:
     def rates(self, ours: Callable[[], Throughput], reference: Callable[[], Throughput]) -> tuple[list, list]:
         """Run both engines in turn. Return the rates of each engine, one per round.
 
-        If there are several rounds, one more round comes first as a warm-up. It is not counted.
+        If there are several rounds, a warm-up round comes first and is not counted.
         """
         rounds = []
         for _ in range(self.sizes.rounds + (self.sizes.rounds > 1)):
@@ -79,7 +79,7 @@ class Benchmark:
         return comparisons
 
     def memory(self) -> dict[str, Comparison]:
-        """Measure each engine in a new process, because memory of an earlier training would count too."""
+        """Measure in a new process per round, because memory of an earlier training would change the result."""
         peaks: dict[type, list[float]] = {Project: [], Reference: []}
         for _ in range(self.sizes.rounds):
             for engine, megabytes in peaks.items():
@@ -102,7 +102,7 @@ class Benchmark:
         return {"time_to_loss": Comparison(ours, reference, "s", less_is_better=True)}
 
     def _seconds_to(self, target: float) -> float:
-        """Return the seconds of training until `target` bits per byte.
+        """Return the seconds of training until the model reaches `target` bits per byte.
 
         A plan is a schedule with a fixed number of steps. If a plan misses the target, its time counts in full, and
         training starts anew with a longer plan. Raise UserError if MAX_PLANS plans miss the target.
@@ -173,7 +173,7 @@ class Benchmark:
         }
 
     def tokenizer(self) -> dict[str, Comparison]:
-        """Print speed and memory of training the tokenizer. Both sides use one library, so nothing is compared."""
+        """Print speed and memory of training the tokenizer. Both sides use one library, so no figures are compared."""
         report = json.loads((self.inputs.tokenizer / "metrics.json").read_text(encoding="utf-8"))
         lines = "\n".join(self.inputs.texts).encode()[: report["bytes"]].decode(errors="ignore").split("\n")
         seconds, stock_megabytes = self.reference("tokenizer_training", lines, report["vocabulary"])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 @dataclass
 class Sizes:
     rounds: int = 3
-    megabytes: float = 8.0  # the most text for training the tokenizer
+    megabytes: float = 8.0  # MB of text for training the tokenizer, at most
     heldout_bytes: int = 60_000
     our_steps: int = 16
     reference_steps: int = 8

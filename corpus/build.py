@@ -24,7 +24,8 @@ from med_model.files import read_yaml
 from med_model.language import tr
 from med_model.screen import say
 
-# print_rows prints the number of rows of each of these. The exam is left out: its rows are held-out questions too.
+# print_rows prints the number of rows in each of these paths. The exam is left out: its rows are also in
+# HELDOUT_QUESTIONS.
 COUNTED = (
     paths.PRETRAINING_DATA.parent,
     paths.SFT_DATA,
@@ -40,7 +41,7 @@ def read_departments(files: list[Path]) -> list[dict]:
 
 
 def print_knowledge(departments: list[dict]) -> None:
-    """Print the counts of the written knowledge."""
+    """Print the numbers of departments, topics, articles, answers and flaws in the written knowledge."""
     topics = [topic for department in departments for topic in department["topics"]]
     articles = [characters(topic["article"]) for topic in topics if "article" in topic]
     questions = [question for topic in topics for question in topic.get("questions", [])]
@@ -84,7 +85,7 @@ def print_knowledge(departments: list[dict]) -> None:
 
 
 def print_rows(files: Files) -> None:
-    """Print the number of rows of each part, and the share of pairs whose chosen answer is the shorter one."""
+    """Print the number of rows of each part, and the share of pairs with a shorter chosen answer, also per flaw."""
     for part in COUNTED:
         count = sum(len(rows) for path, rows in files.items() if path.is_relative_to(part))
         say(tr("{part}: {count:,} rows", part=paths.shown(part), count=count))

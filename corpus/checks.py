@@ -11,15 +11,15 @@ from med_model.measures.safety import DOSE, is_urgent
 KINDS = {"disease", "symptom", "medicine", "test", "first_aid", "prevention", "assistant"}
 WRITTEN_FLAWS = {"wrong_fact", "dose_given", "false_reassurance", "off_question", "rude", "miracle_cure"}
 DECLINES = ("dose", "diagnosis")
-# Lengths in characters: (least, most).
+# Lengths in characters: (least, most)
 ARTICLE_LENGTH = (600, 1600)
 ANSWER_LENGTH = (40, 140)
 REJECTED_LENGTH = (20, 180)
 TURN_LENGTH = (20, 200)
 OPTION_LENGTH = (1, 30)
 REJECTED_RATIO = (0.65, 1.5)  # (least, most): length of the rejected answer / length of the answer
-WORDINGS = 6  # training wordings per question
-HELDOUT_WORDINGS = 4  # wordings per question in held-out pairs
+WORDINGS = 6  # training wordings per question of a training topic
+HELDOUT_WORDINGS = 4  # wordings per question of a held-out topic, and in held-out pairs
 MIN_EDITS = 3  # least edit distance between a held-out wording and each training wording of its topic
 
 # Traditional forms of common characters. The texts are in simplified Chinese, so each of these is a typing error.
@@ -51,7 +51,7 @@ def check_length(text: str, origin: str, length: tuple[int, int]) -> list[str]:
 
 
 def check_prose(text: str, origin: str, length: tuple[int, int]) -> list[str]:
-    """Check length, last character, paired marks, quotes and simplified characters."""
+    """Check the length, the last character, paired marks and quotes of a text. Find traditional characters."""
     faults = check_length(text, origin, length)
     if text.strip()[-1:] not in tuple("。！？”）"):
         faults.append(tr("{origin}: it does not end with a full stop: …{end}", origin=origin, end=text.strip()[-8:]))
@@ -91,11 +91,11 @@ def check_wordings(topic: dict, question: dict, origin: str) -> list[str]:
 
 
 def check_answers(question: dict, origin: str) -> list[str]:
-    """Check the good and the bad answer of a question, trained or held out."""
+    """Check the good and the bad answer of a training or held-out question."""
     answer, rejected = question["answer"], question["rejected"]
     answer_origin = tr("{origin}, answer", origin=origin)
     faults = check_prose(answer, answer_origin, ANSWER_LENGTH) + check_dose(answer, answer_origin)
-    # In an emergency, the reader must see the call for help first. The measures also check only the first sentence.
+    # In an emergency, the first sentence must say to call for help. The measures check only the first sentence too.
     if bool(question.get("emergency")) != is_urgent(answer):
         faults.append(
             tr("{origin}: an emergency answer, and no other, says 120 or 急诊 in its first sentence", origin=origin)
@@ -200,7 +200,7 @@ def check_topic(topic: dict) -> list[str]:
 
 
 def check_corpus(departments: list[dict]) -> list[str]:
-    """Check every topic by itself. If there are no faults, also compare all topics with each other."""
+    """Check every topic. If no topic has a fault, also compare the topics with each other."""
     topics = [topic for department in departments for topic in department["topics"]]
     faults = []
     for topic in topics:

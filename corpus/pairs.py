@@ -1,10 +1,10 @@
 """Make the preference pairs of a topic: a good answer, and a bad answer with one named flaw.
 
-The training files that contain a question or its answer decide its group:
+Each question is in one group:
 
-asked   the question is asked in SFT and DPO
-read    its answer is read in pre-training, but the question is never asked
-unread  its topic is in no training file
+asked   SFT and DPO train on the question
+read    only pre-training has the answer, and no training file has the question
+unread  no training file has the topic of the question
 """
 
 import itertools
@@ -15,16 +15,16 @@ from checks import HELDOUT_WORDINGS, WORDINGS
 from text import sentences
 
 COMPOSED_FLAWS = ("other_topic", "repetition", "vague", "no_ending")
-CLOSEST = 12  # an answer of another topic is drawn from the 12 answers that are closest in length
+CLOSEST = 12  # the flaw other_topic draws from this many answers, those closest in length
 
 Answers = dict[str, dict[str, list[str]]]  # group -> topic -> answers
 
 
 def unasked_index(topic: dict) -> int | None:
-    """Return the index of the question whose group is `read`. Its pairs are held out.
+    """Return the index of the question in the group `read`. The pairs of this question are held out.
 
     Return None if the topic is held out or has no article. The index depends only on the topic's name and its number
-    of questions, so a new topic does not change it.
+    of questions, so a new topic does not change the index.
     """
     if topic.get("held_out") or "article" not in topic:
         return None
@@ -50,9 +50,9 @@ def answers_by_group(topics: list[dict]) -> Answers:
 def composed_rejection(
     flaw: str, answer: str, others: list[str], vague: list[str], longer: bool, rng: random.Random
 ) -> str:
-    """Make a bad answer from written parts, a few characters longer or shorter than the good one.
+    """Return a bad answer made from written parts, a few characters longer or shorter than the good answer.
 
-    The two answers have nearly the same length, so the sums of their log-probabilities differ by content.
+    The two answers have nearly the same length, so the sums of their log-probabilities differ mainly by content.
     """
     target = len(answer) + rng.randint(1, 4) * (1 if longer else -1)
     if flaw == "other_topic":
@@ -76,10 +76,10 @@ def composed_rejection(
 def pairs_of(topic: dict, answers: Answers, vague: dict[str, list[str]], rng: random.Random) -> list[list[dict]]:
     """Return the pairs of a topic, one list per question.
 
-    Bad answers are made from the answers in the question's own group. Held-out pairs also have their own vague
-    sentences (vague["held_out"]). So no row of SFT or DPO training contains a text of a held-out pair, and the model
-    knows the good answer no better than the bad one. An asked question has one pair per training wording, so that the
-    sft loss on chosen answers trains every wording.
+    Composed bad answers use only answers of the question's own group. Held-out pairs also have their own vague
+    sentences (vague["held_out"]). So no row of SFT or DPO training contains a text of a held-out pair. The model has
+    seen the good and the bad answer in the same stages. An asked question has one pair per training wording, so that
+    the sft loss on chosen answers trains every wording.
     """
     result = []
     # Longer and shorter bad answers alternate within each flaw. So the length does not show which answer is bad.

@@ -8,7 +8,7 @@ from pairs import Answers, answers_by_group, pairs_of, unasked_index
 
 from med_model import paths
 
-EXAM_ROWS = 100  # of the held-out questions
+EXAM_ROWS = 100  # held-out questions in the exam
 
 Files = dict[Path, list[dict]]
 
@@ -52,7 +52,7 @@ def add_trained_topic(
 ) -> list[dict]:
     """Add the rows of a topic to the files of its department. Return its held-out questions in random order.
 
-    The seed of the random numbers is the topic's name, so a new topic does not change other topics' order.
+    The seed of the random numbers is the topic's name, so a new topic does not change the order in other topics.
     """
     rng = random.Random(topic["topic"])
     name, file = topic["topic"], f"{department}.jsonl"
@@ -96,6 +96,6 @@ def rows_by_file(departments: list[dict], vague: dict[str, list[str]]) -> Files:
             else:
                 exam.append(add_trained_topic(files, name, topic, answers, vague))
         exams.append(take_turns(exam))
-    # Departments take turns, and so do the topics within a department. So the exam covers all departments evenly.
+    # Departments take turns, and so do the topics of a department. So the exam covers all departments evenly.
     files[paths.EXAM] = take_turns(exams)[:EXAM_ROWS]
     return files

@@ -1,4 +1,4 @@
-"""The map of med_model. A folder imports only from the folders above it in this list.
+"""Give the map of med_model. A folder imports only from folders that this list names before it.
 
 No stage folder (pre_training, sft, dpo) imports another.
 

@@ -1,4 +1,4 @@
-"""Read the options of a command and run it. After a mistake of the user, end it with a plain message."""
+"""Read the options of a command, run the command, and report a mistake of the user in a plain message."""
 
 import argparse
 import dataclasses
@@ -13,7 +13,7 @@ from med_model.errors import UserError
 from med_model.files import read_yaml
 from med_model.language import check_language, tr
 
-# argparse translates its own words by gettext. They are listed here so that `make messages` finds them.
+# argparse translates these words with gettext. This list lets `make messages` find them.
 ARGPARSE_WORDS = (
     tr("usage: "),
     tr("options"),
@@ -31,13 +31,13 @@ ARGPARSE_WORDS = (
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Show the default of each option in --help, and keep the line ends of the examples."""
+    """Show the default of each option in --help, and keep the line breaks of the examples."""
 
 
 def examples(docstring: str) -> str:
-    """Return the text for --help: a heading and the commands of a script's docstring.
+    """Return the examples for --help: a heading and the commands in a script's docstring.
 
-    A command is a line indented by exactly four spaces. A line with a larger indent continues a sentence.
+    A command is a line indented by exactly four spaces. All other lines are left out.
     """
     commands = [line for line in docstring.splitlines() if re.match(r" {4}\S", line)]
     return "\n".join([tr("Examples:"), *commands])
@@ -46,10 +46,10 @@ def examples(docstring: str) -> str:
 def parse(*dataclass_types: type, description: str, docstring: str) -> list:
     """Read the command line. Return one instance per dataclass, in the order of `dataclass_types`.
 
-    The YAML file of `--config` replaces defaults, and the command line wins over both.
+    The YAML file of `--config` overrides the defaults. The command line overrides both.
     --help shows `description`, and the commands of `docstring` as examples.
-    Raise UserError for an unknown option, for a value that a dataclass refuses, and for an unreadable YAML file. If a
-    value has the wrong type, argparse itself prints the error and ends the program with exit code 2.
+    Raise UserError for an unknown option, for a value that a dataclass refuses, and for an unreadable YAML file.
+    For a value of the wrong type, argparse itself prints the error and ends the program with exit code 2.
     """
     for dataclass_type in dataclass_types:
         _inherit_help(dataclass_type)
@@ -72,11 +72,11 @@ def parse(*dataclass_types: type, description: str, docstring: str) -> list:
         raise UserError(tr("Bad option: {problem} (--help lists the options)", problem=error)) from error
     if unknown:
         raise UserError(tr("Unknown option {option}. --help lists the options.", option=unknown[0]))
-    return instances[: len(dataclass_types)]  # one more instance follows: it holds --config
+    return instances[: len(dataclass_types)]  # the last item is not a dataclass: it holds --config
 
 
 def _inherit_help(dataclass_type: type) -> None:
-    """Copy the help text of an inherited option to a field without help text. Such a field only changes a default."""
+    """Copy the inherited help text to each field without one. A field without help text only changes a default."""
     for field in dataclasses.fields(dataclass_type):
         inherited = (base.__dataclass_fields__.get(field.name) for base in dataclass_type.__mro__[1:-1])
         documented = next((f for f in inherited if f is not None and "help" in f.metadata), None)
@@ -87,7 +87,7 @@ def _inherit_help(dataclass_type: type) -> None:
 def _use_as_defaults(parser: TrlParser, file: str) -> None:
     """Replace the defaults of the parser by the values in the YAML file.
 
-    TrlParser could read the file itself, but it would decode the file in the encoding of the locale.
+    TrlParser could read the file itself, but would use the encoding of the locale instead of UTF-8.
     Raise UserError if the file is unreadable or names an unknown option.
     """
     lists = {action.dest for action in parser._actions if action.nargs == "+"}  # no public attribute lists the options
@@ -102,7 +102,7 @@ def _use_as_defaults(parser: TrlParser, file: str) -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run `main`. A UserError ends the program with one message and exit code 2, Ctrl-C with exit code 130."""
+    """Run `main`. After a UserError, print its message and exit with code 2. After Ctrl-C, exit with code 130."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(encoding="utf-8")  # Windows consoles and C locales cannot print Chinese by default
     keep_freed_memory()

@@ -2,4 +2,4 @@
 
 
 class UserError(Exception):
-    """A mistake that the user can correct. The message names the thing, the value found and the next command."""
+    """Report a mistake of the user. The message names the thing, the value found and the next command."""

@@ -1,4 +1,4 @@
-"""Read YAML and JSON. Write a file or a directory beside its target, then rename it."""
+"""Read YAML and JSON files. Write each output under a temporary name, then rename the output."""
 
 import json
 import os
@@ -19,7 +19,7 @@ def read_yaml(name: str, option: str) -> dict:
     """Read the mapping in the YAML file `name`, which the user gave with `option`.
 
     A relative name is looked up in the working directory, then in the project, as in `find_files`.
-    Raise UserError if the file is missing, is not YAML, or holds something other than a mapping.
+    Raise UserError if the file is missing, is not YAML in UTF-8, or holds something other than a mapping.
     """
     file = Path(name) if Path(name).exists() else ROOT / name
     if not file.is_file():
@@ -60,20 +60,20 @@ def check_json_target(file: str | None) -> None:
 
 
 def write_json(file: str | Path, value: object) -> None:
-    """Write `value` as indented JSON to `file`, through `write_beside`."""
+    """Write `value` to `file` as indented JSON. If writing fails, an old file stays as it was."""
     with write_beside(file) as partial:
         partial.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager
 def write_beside(target: str | Path) -> Iterator[Path]:
-    """Yield a new path beside `target`. At the end, rename the file or directory written there to `target`.
+    """Yield a temporary path in the folder of `target`. At the end, rename the temporary path to `target`.
 
-    The name `target` never holds half of the content. After an error in the `with` block, `target` is as it was
-    before, and the partial content is removed.
+    The `with` block writes a file or a directory to the temporary path. So `target` is always complete. After an error
+    in the block, `target` is as it was before, and the temporary path is removed.
     """
     target = Path(target)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")  # by process: two runs may have one target
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")  # two runs may have one target
     _remove(partial)
     try:
         yield partial
@@ -86,7 +86,7 @@ def write_beside(target: str | Path) -> Iterator[Path]:
 
 
 def replace_directory(partial: Path, directory: Path) -> None:
-    """Rename the finished directory `partial` to `directory`, and delete the directory that had this name before."""
+    """Rename the finished directory `partial` to `directory`. Delete the directory that had this name before."""
     old = directory.with_name(f".{directory.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if directory.exists():

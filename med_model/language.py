@@ -1,7 +1,7 @@
 """Choose the language of the screen, Chinese or English, and translate messages into it.
 
-The code holds English messages and passes them through `tr`. Their Chinese translation is in
-locale/zh_CN/LC_MESSAGES/med_model.po, and `make messages` compiles it.
+The code passes its English messages through `tr`. The Chinese messages are in locale/zh_CN/LC_MESSAGES/med_model.po.
+`make messages` compiles this file.
 """
 
 import gettext
@@ -14,7 +14,7 @@ from med_model.errors import UserError
 DOMAIN = "med_model"
 CATALOGUES = Path(__file__).resolve().parent / "locale"
 LANGUAGES = ("zh", "en")  # the values of MED_MODEL_LANG
-VARIABLES = ("MED_MODEL_LANG", "LC_ALL", "LC_MESSAGES", "LANG")  # environment variables: the first that is set decides
+VARIABLES = ("MED_MODEL_LANG", "LC_ALL", "LC_MESSAGES", "LANG")  # the first that is set decides the language
 
 
 def screen_language() -> str:
@@ -25,7 +25,7 @@ def screen_language() -> str:
 
 
 _catalogue = gettext.translation(DOMAIN, CATALOGUES, [screen_language()], fallback=True)
-# argparse looks up its own words in the default domain of gettext, in the language that LANGUAGE names.
+# argparse translates its own words with the default domain of gettext, into the language that LANGUAGE names.
 os.environ["LANGUAGE"] = screen_language()
 gettext.bindtextdomain(DOMAIN, CATALOGUES)
 gettext.textdomain(DOMAIN)
@@ -38,7 +38,7 @@ def tr(message: str, /, **values: object) -> str:
 
 
 def check_language() -> None:
-    """Raise UserError if MED_MODEL_LANG is set to another value than zh or en."""
+    """Raise UserError if MED_MODEL_LANG has a value other than zh or en."""
     value = os.environ.get("MED_MODEL_LANG", "")
     if value and value.lower() not in LANGUAGES:
         raise UserError(tr("MED_MODEL_LANG is {value}. Set it to zh or en.", value=value))

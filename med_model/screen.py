@@ -4,8 +4,9 @@ import os
 import re
 import unicodedata
 
-COLUMNS = 100  # the widest line
-# A match is a word with the spaces after it, or a single Chinese character. A line may break after each match.
+COLUMNS = 100  # the most columns per printed line
+# A match is a word with the spaces after it, or one other character, such as a Chinese character or a line end.
+# A line may break after each match.
 BREAKABLE = re.compile(r"[^\s\u2e80-\uffef]+ *|.", re.DOTALL)
 NO_LINE_START = "，。、；：？！）》」』”’…"  # a line must not begin with one of these marks
 
@@ -16,7 +17,7 @@ def width(text: str) -> int:
 
 
 def padded(text: str, columns: int) -> str:
-    """Return the text with spaces added after it, until it is `columns` wide. A wider text stays as it is."""
+    """Return the text, followed by spaces up to a width of `columns`. A wider text stays as it is."""
     return text + " " * max(0, columns - width(text))
 
 
@@ -30,7 +31,7 @@ def wrapped(text: str, columns: int) -> list[str]:
                 lines.append("")
                 continue
             if width(lines[-1] + piece.rstrip()) > columns:
-                # A mark must not begin the new line. The Chinese character before it moves down with it.
+                # A mark must not begin the new line, so the Chinese character before it moves down too.
                 moves = piece in NO_LINE_START and width(lines[-1][-1:]) == 2
                 lines[-1], start = (lines[-1][:-1], lines[-1][-1]) if moves else (lines[-1], "")
                 lines.append(start)
@@ -39,11 +40,11 @@ def wrapped(text: str, columns: int) -> list[str]:
 
 
 def say(text: str = "") -> None:
-    """Print a text, but only on the first process of a run.
+    """Print a text on the first process of a run. Other processes print nothing.
 
-    A line wider than COLUMNS continues on the next lines, which are indented by two more columns.
+    A line wider than COLUMNS is wrapped. Its further lines are indented by two more columns.
     """
-    if os.environ.get("RANK", "0") != "0":  # torchrun and accelerate set it
+    if os.environ.get("RANK", "0") != "0":  # torchrun and accelerate set RANK
         return
     for line in text.split("\n"):
         if width(line) <= COLUMNS:

@@ -1,4 +1,4 @@
-"""Give the tests a tiny tokenizer made by the project's own script, a tiny model, and functions that run scripts."""
+"""Define the shared fixtures: a tiny tokenizer, a tiny model, functions that run scripts, a run of all stages."""
 
 import json
 import os
@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-os.environ["MED_MODEL_LANG"] = "en"  # the tests read the English messages
-os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub reads it at import; no test may use the network
+os.environ["MED_MODEL_LANG"] = "en"  # the tests expect the English messages
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may use the network; huggingface_hub reads this setting at its import
 
 import pytest
 import train_tokenizer
@@ -18,7 +18,7 @@ from med_model import paths
 ROOT = Path(__file__).resolve().parent.parent
 TOKENIZER, PRETRAINING = "pre_training/py/train_tokenizer.py", "pre_training/py/run_pretraining.py"
 SFT, DPO, COMPARE = "sft/py/sft_train.py", "dpo/py/dpo_train.py", "compare_different_model.py"
-ROWS = 60  # number of SFT rows and of DPO pairs in the small chain
+ROWS = 60  # number of SFT rows and of DPO pairs in the small run of all stages
 
 DISEASES = (
     "高血压",
@@ -44,7 +44,7 @@ ADVICE = (
     "要少盐少油，多吃蔬菜，每天快走30分钟",
     "发作时血压 <140/90 也不能大意，数值 >180 要看急诊",
     "平时怎么办？按时复查，把结果记下来；有变化就去医院",
-    "请在专业医生指导下合理使用药物治疗本病",  # a frequent text of 57 bytes; the longest token allowed has 24
+    "请在专业医生指导下合理使用药物治疗本病",  # this frequent text has 57 bytes, but a token may have at most 24
 )
 
 
@@ -61,7 +61,9 @@ def pytest_collection_modifyitems(items):
 def run_python(
     arguments: list, stdin: str | None = None, timeout: float = 300, cwd: Path = ROOT.parent, **environment: str
 ) -> subprocess.CompletedProcess:
-    """Run Python in a new process and return the finished process. The default folder is the parent of the project.
+    """Run Python in a new process and return the finished process.
+
+    `cwd` is the folder of the process. By default it is the parent folder of the project.
 
     Raise subprocess.TimeoutExpired after `timeout` seconds.
     """
@@ -79,7 +81,7 @@ def run_python(
 
 @pytest.fixture(scope="session")
 def run_script():
-    """Return a function that runs a script as a user does, from another folder, and returns the finished process."""
+    """Return a function that runs a script in the parent folder of the project and returns the finished process."""
 
     def run(script: str, *options: object, stdin: str | None = None, timeout: float = 300):
         return run_python([ROOT / script, *options], stdin, timeout)
@@ -89,7 +91,7 @@ def run_script():
 
 @pytest.fixture(scope="session")
 def run_module():
-    """Return a function that runs `python -m MODULE` from another folder and returns the finished process."""
+    """Return a function that runs `python -m MODULE` in the parent folder and returns the finished process."""
 
     def run(module: str, *options: object, timeout: float = 300):
         return run_python(["-m", module, *options], None, timeout)
@@ -99,9 +101,9 @@ def run_module():
 
 @pytest.fixture(scope="session")
 def tokenizer_directory(tmp_path_factory) -> Path:
-    """Return the directory of a tokenizer of about 500 tokens. Tests only read it.
+    """Return the directory of a tokenizer of about 500 tokens. The tests must not change the directory.
 
-    pre_training/py/train_tokenizer.py trains it on 96 lines.
+    pre_training/py/train_tokenizer.py trains the tokenizer on 96 lines.
     """
     folder = tmp_path_factory.mktemp("tokenizer")
     lines = [{"text": "\n".join(f"{disease}{advice}。" for advice in ADVICE)} for disease in DISEASES]
@@ -124,8 +126,8 @@ def tokenizer(tokenizer_directory):
 def random_gpt2(tokenizer):
     """Return a function that makes an untrained GPT-2 for the tiny tokenizer, with the same weights each time.
 
-    With an initializer_range of 0.5 the next token depends on all earlier tokens. With the default of 0.02 of
-    transformers it depends on them very little.
+    With initializer_range 0.5, the next token depends on all earlier tokens. With 0.02, the default of transformers,
+    the earlier tokens have very little influence.
     """
     import torch
 
@@ -150,7 +152,7 @@ def random_gpt2(tokenizer):
 def model_directory(tmp_path_factory, tokenizer) -> Path:
     """Return a model directory that a stage can load: an untrained GPT-2 of 128 positions and the tiny tokenizer.
 
-    Tests only read it.
+    The tests must not change the directory.
     """
     import torch
 
@@ -173,7 +175,7 @@ def model_directory(tmp_path_factory, tokenizer) -> Path:
 
 @pytest.fixture(scope="session")
 def run(run_script):
-    """Return a function that runs a script and checks its exit code. It returns both output streams as one text."""
+    """Return a function that runs a script, checks the exit code, and returns stdout and stderr as one text."""
 
     def checked(script: str, *options: object, code: int = 0) -> str:
         done = run_script(script, *options)
@@ -184,13 +186,13 @@ def run(run_script):
 
 
 def first_rows(source: Path, target: Path, rows: int = ROWS) -> Path:
-    """Copy the first `rows` lines of a file to `target`. Return `target`."""
+    """Copy the first `rows` lines of `source` to `target`. Return `target`."""
     target.write_text("".join(source.read_text(encoding="utf-8").splitlines(keepends=True)[:rows]), encoding="utf-8")
     return target
 
 
 class Chain:
-    """Keeps the folders and options of a small chain of all stages. Each run adds its own --max_steps."""
+    """Keep the folders and options of a small run of all stages. Each call of a script adds its own --max_steps."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -220,9 +222,9 @@ class Chain:
 
 @pytest.fixture(scope="session")
 def chain(tmp_path_factory, run) -> Chain:
-    """Run all stages on a small part of the bundled data, with four steps per training.
+    """Run all stages on a small part of the bundled data, with four steps per training. Return the Chain.
 
-    Tests only read the results.
+    The tests must not change the files of the run.
     """
     made = Chain(tmp_path_factory.mktemp("chain"))
     run(TOKENIZER, "--data", made.text, made.rows, "--output_model", made.tokenizer)

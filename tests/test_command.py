@@ -86,11 +86,11 @@ def interrupt() -> None:
 
 @pytest.fixture
 def run_main(monkeypatch, capsys):
-    """Return a function that calls run(main) and returns its exit code and its error text."""
+    """Return a function that calls run(main) and returns the exit code and the text on stderr."""
 
     def call(main) -> tuple[int, str]:
         monkeypatch.setattr("med_model.command.keep_freed_memory", lambda: True)
-        for name in ("stdout", "stderr"):  # the streams of pytest stay as they are
+        for name in ("stdout", "stderr"):  # run must not change the streams of pytest
             monkeypatch.setattr(f"sys.{name}.reconfigure", lambda encoding: None, raising=False)
         with pytest.raises(SystemExit) as exit_:
             run(main)

@@ -1,4 +1,4 @@
-"""Run compare_different_model.py as users do, on the models of the small chain."""
+"""Check compare_different_model.py with the small models of the fixture `chain`."""
 
 import json
 
@@ -19,7 +19,7 @@ def models(chain):
 
 
 def too_wide(printed):
-    """Return the lines wider than COLUMNS. Lines with a path do not count: the temporary folders have long names."""
+    """Return the lines wider than COLUMNS, except lines with a path: the temporary folders have long names."""
     return [line for line in printed.splitlines() if width(line) > COLUMNS and "/" not in line]
 
 

@@ -166,7 +166,8 @@ def test_one_question_per_trained_topic_is_read_in_pretraining_but_not_in_sft_or
     trained = {row.get("output") for row in rows_of(paths.SFT_DATA)}
     trained |= {row[side] for row in rows_of(paths.DPO_DATA) for side in ("response_chosen", "response_rejected")}
     assert [answer for answer in chosen.values() if answer in trained] == []
-    # A rejected answer may not come from the SFT or DPO data: the model would prefer a text that it has read.
+    # A vague answer or one of a different topic may not be in the SFT or DPO data.
+    # The model would prefer a rejected answer that it has read.
     assert [
         row for row in heldout if row["flaw"] in ("other_topic", "vague") and row["response_rejected"] in trained
     ] == []
@@ -295,16 +296,19 @@ def same_sentence_in_two_articles(department):
 
 
 def copied_without_the_same_sentence(department):
-    """Copy the first 400 characters of an article into the other article, with semicolons between the sentences."""
+    """Replace the start of the second article with the first 400 characters of the first article.
+
+    Semicolons replace the full stops of the copy, so the articles have no sentence in common.
+    """
     one, two = department["topics"]
     half = one["article"].strip()[:400].replace("。", "；")
     two["article"] = half.rsplit("；", 1)[0] + "。" + two["article"].strip()[-300:].split("。", 1)[1]
 
 
 def two_articles_from_one_template(department):
-    """Copy 300 characters of an article into the other article, with the name of the topic replaced.
+    """Append 300 characters of the first article to the second article, and replace the name of the topic.
 
-    The copy is broken after every 12 characters, because a common run of 13 would be another fault.
+    After every 12 copied characters follow two others, because 13 common characters in a row are a different fault.
     """
     one, two = department["topics"]
     runs = [one["article"].replace("\n", "")[i : i + 12] for i in range(100, 400, 12)]

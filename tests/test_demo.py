@@ -1,4 +1,4 @@
-"""Run the demo with the configs of `make demo`, into temporary folders, and check its figures."""
+"""Run the stages with the configs of `make demo`, write into temporary folders, and check the figures."""
 
 import json
 
@@ -9,8 +9,8 @@ from conftest import ROOT
 from med_model.measures.scales import scale
 
 EXPECTED = yaml.safe_load((ROOT / "configs/demo/expected.yaml").read_text(encoding="utf-8"))
-# Limits for every seed, even if a tolerance of expected.yaml is wider: the repeated share may not be higher, the other
-# three shares may not be lower.
+# These limits hold for every seed, even if expected.yaml allows more. REPEATED is the highest share allowed. The other
+# three are the lowest shares allowed.
 RECALL, STOPPED, REPEATED, EMERGENCIES = 0.60, 0.95, 0.05, 0.75
 LANGUAGE_LOSS = 1.03  # largest allowed ratio of bits per byte after a stage to bits per byte before it
 HELD_BY_DPO = ("key_fact_recall", "stopped", "emergencies_recognised", "doses_declined")
@@ -28,9 +28,9 @@ def check_demo(result: dict) -> None:
     changes = result["figures"]["sft -> final"]
     for name in ("preference_accuracy", "preference_margin"):
         assert changes[name]["low"] > 0, name  # the whole interval of the change is above 0
-    assert [name for name in HELD_BY_DPO if changes[name]["high"] < 0] == []  # no interval lies below 0 as a whole
+    assert [name for name in HELD_BY_DPO if changes[name]["high"] < 0] == []  # no interval is entirely below 0
     for name in ("false_alarms", "bits_per_byte"):
-        assert changes[name]["low"] <= 0, name  # these two must not grow: less is better
+        assert changes[name]["low"] <= 0, name  # lower is better: no interval may be entirely above 0
 
 
 @pytest.mark.parametrize("document", ["docs/results.md", "docs/en/results.md"])

@@ -1,4 +1,4 @@
-"""Check the structure: imports go in one direction, no stage imports another, files and functions stay short."""
+"""Check the structure: the direction of imports, the length of files and functions, and the required packages."""
 
 import ast
 import tomllib
@@ -9,11 +9,12 @@ import pytest
 from conftest import ROOT
 from packaging.requirements import Requirement
 
-ROOMS = ("data", "model", "generation", "measures", "training", "pages")  # each may import from those before it
+# The folders of med_model. A folder may import only from itself and from the folders before it.
+ROOMS = ("data", "model", "generation", "measures", "training", "pages")
 STAGES = ("pre_training", "sft", "dpo")
 SCRIPTS = [*(file for stage in STAGES for file in (ROOT / stage).glob("py/*.py")), ROOT / "compare_different_model.py"]
 HOUSE = sorted((ROOT / "med_model").rglob("*.py"))
-# Lengths in lines. A test prints modules and functions longer than their AIM. It fails if one is longer than its MOST.
+# Limits in lines. A test prints each module or function that is longer than AIM. The test fails above MOST.
 AIM_MODULE, MOST_MODULE, AIM_FUNCTION, MOST_FUNCTION = 200, 250, 50, 60
 SOURCES = sorted(
     file
@@ -35,7 +36,7 @@ def imported_modules(source: str) -> list[str]:
 
 
 def wrong_imports(module: str, source: str) -> list[str]:
-    """Return the imports that a module of med_model may not make: of a later folder, of a stage, of other scripts."""
+    """Return the imports that a module of med_model may not make: from a later folder, a stage, or another script."""
     room = module.split(".")[1]
     level = ROOMS.index(room) if room in ROOMS else -1  # a module outside the folders imports from none of them
     wrong = []
@@ -81,7 +82,10 @@ def test_a_stage_folder_imports_no_other_stage(stage):
 
 
 def lines_over(source: str, module_limit: int, function_limit: int) -> list[str]:
-    """Return a message if the module is above `module_limit`, and one per function above `function_limit`."""
+    """Return a message if the module is too long, and one per function that is too long.
+
+    A module may have `module_limit` lines, and a function may have `function_limit` lines.
+    """
     over = []
     if (count := len(source.splitlines())) > module_limit:
         over.append(f"module: {count} lines")

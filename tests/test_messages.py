@@ -1,4 +1,4 @@
-"""Check the messages: each one goes through `tr` and has a Chinese translation, and a run prints one language."""
+"""Check that each message goes through `tr` and has a Chinese translation, and that a run prints one language."""
 
 import ast
 import os
@@ -23,7 +23,7 @@ SCREEN_CALLS = {"print", "say", "UserError", "input", "write", "add_argument", "
 
 
 def extracted() -> set[str]:
-    """Return every message that a source gives to `tr`."""
+    """Return every message that the sources pass to `tr`."""
     found = set()
     for folder in FOLDERS:
         found |= {message for _, _, message, _, _ in extract_from_dir(ROOT / folder, keywords={"tr": None})}
@@ -36,7 +36,7 @@ def extracted() -> set[str]:
 
 
 def called() -> list[str | None]:
-    """Return the message of each call of tr in the sources, None for a message that is no plain string."""
+    """Return the message of each call of `tr` in the sources, or None for a call without a plain string."""
     files = [file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py")] + [
         ROOT / "compare_different_model.py"
     ]
@@ -104,7 +104,7 @@ def test_faults_finds_each_fault_of_a_message(message, translation):
 
 
 def untranslated(source: str) -> list[str]:
-    """Return the texts that a source prints without `tr`: two English words or more, or Chinese."""
+    """Return the texts with Chinese or with two English words in a row that a source prints without `tr`."""
     found = []
 
     def texts(node: ast.AST) -> None:
@@ -150,7 +150,7 @@ def test_untranslated_finds_texts_that_do_not_go_through_tr(source):
 
 
 def spoken(language: str, *arguments: str) -> tuple[int, str]:
-    """Run a script in one language. Return its exit code and everything that it prints."""
+    """Run a script in one language. Return the exit code and the whole output."""
     environment = os.environ | {"MED_MODEL_LANG": language, "PYTHONIOENCODING": "utf-8", "COLUMNS": "100"}
     command = [sys.executable, *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Check pre_training/py/run_pretraining.py: its trainer has the same losses as the Trainer of transformers."""
+"""Check pre_training/py/run_pretraining.py: the losses of the trainer, and the printed size of the data."""
 
 import pytest
 import run_pretraining

@@ -1,4 +1,4 @@
-"""Check the documents: the real parsers accept every command, the commands of the README run, and links exist."""
+"""Check the documents: the parsers accept the commands, the commands of the READMEs run, and the links are valid."""
 
 import argparse
 import importlib
@@ -40,7 +40,7 @@ def block_commands(text: str) -> list[str]:
 def span_commands(text: str) -> list[str]:
     """Return the commands in running text and tables: `python SCRIPT ...`, `SCRIPT.py --option ...`, `make TARGET`.
 
-    If a table row names options without a script, they belong to the last script named earlier in the row.
+    Options without a script in a table row belong to the last script that the row names before the options.
     """
     found = []
     for line in re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE).splitlines():
@@ -63,13 +63,13 @@ def commands_of(document: str) -> list[str]:
 
 
 class Parsed(Exception):
-    """Ends a script after its parser has accepted the options."""
+    """This exception ends a script after the parser has accepted the options."""
 
 
 def parse_command(command: str, monkeypatch) -> None:
     """Give the options of `python SCRIPT ...` or `python -m MODULE ...` to the script's own parser.
 
-    Raise the error of the parser (UserError or SystemExit) if it refuses them.
+    Raise the error of the parser (UserError or SystemExit) if the parser refuses the options.
     """
     words = [word for word in shlex.split(command, comments=True) if not re.match(r"\w+=", word)]
     words = [word.replace("$H", "hf://datasets/shibing624/medical") for word in words]
@@ -78,7 +78,8 @@ def parse_command(command: str, monkeypatch) -> None:
     else:
         name, options = SCRIPTS[Path(words[1]).name].removesuffix(".py").replace("/", "."), words[2:]
     monkeypatch.setattr(sys, "argv", [words[1], *options])
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")  # its modules import each other by their bare names
+    # The modules of benchmarks/ and corpus/ import each other without the name of the folder.
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     monkeypatch.syspath_prepend(ROOT / "corpus")
     module = importlib.import_module(name)
     real_parse_args = argparse.ArgumentParser.parse_args
@@ -196,7 +197,7 @@ TINY_OPTIONS = {
 
 @pytest.mark.long
 def test_commands_of_the_readmes_run_in_a_copy_of_the_checkout(tmp_path):
-    """Run the commands of `make demo`, then those of README.md in their order. Added options make each run short."""
+    """Run the commands of `make demo`, then the commands of README.md. Added options make each run short."""
     copy = tmp_path / "Med_model"
     tracked = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True

@@ -1,4 +1,4 @@
-"""Run the scripts as users do: in new processes, on a small part of the bundled data, into temporary folders."""
+"""Run the scripts in new processes, on a small part of the bundled data, and write into temporary folders."""
 
 import json
 import os
@@ -19,7 +19,7 @@ STAGES = ("pretraining", "sft", "dpo")
 
 
 def stage_of(chain: Chain, name: str) -> tuple[str, list, Path]:
-    """Return the script of a stage, its options in the chain, and its published model."""
+    """Return the script of a stage, and the options and the published model of this stage in `chain`."""
     return {
         "pretraining": (PRETRAINING, chain.pretraining, chain.base),
         "sft": (SFT, chain.sft_options, chain.sft),
@@ -88,7 +88,7 @@ ONCE = (
     "Disk: ",
     r"Training: [\d,]+ tokens per epoch, ",
     "Time left: about ",
-)  # patterns of the lines that each run prints once: those before the training, and the time left
+)  # each run prints one line per pattern: the lines of the preflight, and the time left
 
 
 def unwrapped(printed: str) -> str:
@@ -104,7 +104,7 @@ def count_lines(printed: str, start: str) -> int:
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_dry_run_prints_the_preflight_and_the_time_left_and_writes_nothing(chain, stage, run, tmp_path):
     script, options, _ = stage_of(chain, stage)
-    # A real run with these options logs every step, and evaluates and saves every second step. A dry run must not.
+    # With these options, a real run logs at every step. At every second step it also evaluates and saves.
     printed = run(script, *options, *output_options(tmp_path), "--max_steps", 8, "--dry_run")
     for start in ONCE:
         assert count_lines(printed, start) == 1, f"{start}\n{printed}"
@@ -139,7 +139,7 @@ def test_each_stage_starts_from_the_weights_of_the_stage_before(chain):
 
 
 def comparable(log: list[dict]) -> list[dict]:
-    """Return the logs without the times and without the sums that a library starts again after a resume."""
+    """Return the logs without the times, and without the sums that restart at 0 after a resume."""
     summed_anew = ("num_tokens", "train_loss", "total_flos")
     return [
         {key: value for key, value in entry.items() if not key.endswith(("per_second", "runtime", *summed_anew))}
@@ -152,7 +152,7 @@ def test_a_resumed_run_ends_with_the_weights_and_the_log_of_an_uninterrupted_one
     script, options, model = stage_of(chain, stage)
     whole_checkpoints, checkpoints = chain.folder / f"{model.name}_checkpoints", tmp_path / "checkpoints"
     shutil.copytree(whole_checkpoints / "checkpoint-2", checkpoints / "checkpoint-2")
-    # checkpoint-4 has no optimizer state, as if its writing was interrupted. The run must skip it.
+    # The optimizer state of checkpoint-4 is deleted, as if saving was interrupted. The run must skip this checkpoint.
     shutil.copytree(whole_checkpoints / "checkpoint-4", checkpoints / "checkpoint-4")
     (checkpoints / "checkpoint-4" / "optimizer.pt").unlink()
     printed = run(script, *options, "--max_steps", 4, "--resume", *output_options(tmp_path))

@@ -14,7 +14,7 @@ from med_model.errors import UserError
 
 TRAIN, CHECK = "pre_training/py/train_tokenizer.py", "pre_training/py/test_tokenizer.py"
 
-# Random texts draw their characters from these ranges: (first, last) code points.
+# The characters of the random texts come from these ranges. A range has its first and its last code point.
 BLOCKS = (
     (0x00, 0x1F),  # control characters
     (0x20, 0x7E),
@@ -46,7 +46,7 @@ def pre_tokens(tokenizer, text: str) -> list[str]:
 def vocabulary(tokenizer) -> list[bytes]:
     """Return the bytes of every token except the special ones.
 
-    The bytes come from the byte alphabet of GPT-2, not from the decoder that is tested.
+    The function uses the byte alphabet of GPT-2 and not the decoder, because the tests check the decoder.
     """
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes_to_unicode of GPT-2 keeps these bytes
     hidden = [byte for byte in range(256) if byte not in printable]
@@ -171,7 +171,7 @@ def test_train_tokenizer_keeps_an_existing_tokenizer_without_overwrite(run_scrip
     assert done.returncode == 0, done.stderr
     assert (output / "tokenizer.json").is_file() and not (output / "mine.txt").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "texts.jsonl"], "a partial directory is left"
-    # A few lines do not give 20,000 tokens. The script prints the number that they give.
+    # The few lines do not support 20,000 tokens. The script prints the number of tokens that they support.
     size = len(AutoTokenizer.from_pretrained(output))
     assert 260 < size < 300
     assert f"supports {size} tokens, not 20,000" in done.stdout
@@ -268,7 +268,7 @@ def test_check_passes_for_a_good_tokenizer_and_prints_the_measures(run_script, t
 @pytest.mark.parametrize(
     "normalizer",
     [
-        {"type": "NFKC"},  # changes ℃ to °C in one of the fixed sentences
+        {"type": "NFKC"},  # this one changes ℃ to °C in a fixed sentence
         {"type": "Replace", "pattern": {"String": "鼻"}, "content": "口"},  # 鼻 occurs in the file only
     ],
     ids=["in the fixed sentences", "in the file only"],

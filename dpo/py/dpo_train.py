@@ -43,21 +43,21 @@ from med_model.training.trainer import OurTrainer
 DESCRIPTION = tr("Direct preference optimization: tune the SFT model on pairs of a good and a bad answer.")
 BUNDLED = (paths.DPO_DATA, paths.HELDOUT_PAIRS)  # training data, held-out data
 
-EVALUATED_PAIRS = 400  # held-out pairs per evaluation, at most; the measures at the end use all held-out pairs
-DRIFT_QUESTIONS = 32  # answered at each evaluation, to compare the answers with those of the SFT model
-MEASURED_QUESTIONS = 100  # answered at the end, to see whether the model stops and does not repeat itself
+EVALUATED_PAIRS = 400  # most held-out pairs per evaluation; the measures at the end use all held-out pairs
+DRIFT_QUESTIONS = 32  # questions per evaluation, to compare the answers with those of the SFT model
+MEASURED_QUESTIONS = 100  # held-out questions for the measures at the end of the run
 
 
 @dataclass
 class DataArguments(RetentionArguments):
     input_model: str = str(paths.SFT_MODEL)
     output_model: str = str(paths.FINAL_MODEL)
-    # At 0.1, the weight in SFT, bits per byte rise by 0.007. At 1 they rise by 0.002. At 10 the gain in accuracy is
-    # smaller (docs/en/recipes.md).
+    # With the weight 0.1, as in SFT, bits per byte rise by 0.007. With 1 they rise by 0.002. With 10 the gain in
+    # accuracy is smaller (docs/en/recipes.md).
     retention: float = 2.0
     retention_model: str | None = str(paths.BASE_MODEL)  # it predicts text better than the SFT model
     interpolation: float = field(
-        default=0.75,  # docs/en/recipes.md has the measurements for this share and the next one
+        default=0.75,  # docs/en/recipes.md has the measurements for both shares
         metadata={"help": tr("Publish this share of DPO's change in the layers; 1 publishes all of it.")},
     )
     embedding_interpolation: float = field(
@@ -74,31 +74,31 @@ class DPOArguments(DPOConfig):
     num_train_epochs: float = 1.0
     per_device_train_batch_size: int = 8  # pairs
     per_device_eval_batch_size: int = 16
-    learning_rate: float = 4e-4  # the runs behind this choice are in docs/en/recipes.md
-    # The log-probability of an answer is a sum over some 60 tokens, so margins reach a hundred nats. At 0.02 the
-    # sigmoid loss of such a margin is already small, and the margin stops growing. At 0.005 it goes on growing.
+    learning_rate: float = 4e-4  # chosen from the runs in docs/en/recipes.md
+    # The log-probability of an answer is a sum over about 60 tokens, so a margin can reach 100 nats. With 0.02 the
+    # sigmoid loss of this margin is small, and the margin stops growing. With 0.005 the margin goes on growing.
     beta: float = 0.005
     lr_scheduler_type: str = "cosine"
-    warmup_steps: float = 0.1  # below 1: a share of all steps, as in eval_steps and save_steps
+    warmup_steps: float = 0.1  # below 1 means a share of all steps, as in eval_steps and save_steps
     eval_strategy: str = "steps"
     eval_steps: float | None = 0.2
     save_strategy: str = "steps"
     save_steps: float = 0.2
     save_total_limit: int | None = 2
     logging_steps: float = 10
-    logging_nan_inf_filter: bool = False  # False: the health check must see each loss that is not finite
+    logging_nan_inf_filter: bool = False  # the health check must see each loss that is not finite
     load_best_model_at_end: bool = True
-    # Measured on held-out pairs. Their reward accuracy is a worse choice: it is best early, while recall is still low.
+    # Measured on held-out pairs. The reward accuracy is a worse choice: it is best early, while recall is still low.
     metric_for_best_model: str | None = "rewards/margins"
     report_to: str = "none"
-    loss_type: list[str] = field(default_factory=lambda: ["sigmoid", "sft"])  # sft keeps the chosen answer likely
+    loss_type: list[str] = field(default_factory=lambda: ["sigmoid", "sft"])  # "sft" keeps chosen answers likely
     loss_weights: list[float] | None = field(default_factory=lambda: [1.0, 1.0])
-    max_length: int | None = 512  # the number of the model's positions
-    train_sampling_strategy: str = "group_by_length"  # a batch has pairs of similar length: little padding
-    remove_unused_columns: bool = False  # keep the column `length`: it groups the batches
-    include_num_input_tokens_seen: str = "non_padding"  # counts the tokens, to print tokens per second
-    activation_checkpointing: bool | None = False  # it saves memory and costs time; this model is small
-    precompute_ref_log_probs: bool = True  # the reference runs once, before training
+    max_length: int | None = 512  # tokens; the model has 512 positions
+    train_sampling_strategy: str = "group_by_length"  # pairs of similar length need little padding
+    remove_unused_columns: bool = False  # keep the column `length`, which groups the batches
+    include_num_input_tokens_seen: str = "non_padding"  # count the tokens, to print tokens per second
+    activation_checkpointing: bool | None = False  # it would save memory but cost time; this model is small
+    precompute_ref_log_probs: bool = True  # the reference model runs once, before training
     # TRL's default is True. Without dropout, recall on unseen wordings is 0.666 instead of 0.722 (docs/en/recipes.md).
     disable_dropout: bool = False
     bf16: bool | None = None  # None: on if the device has hardware for bfloat16 products
@@ -114,10 +114,10 @@ class DPOArguments(DPOConfig):
 
 
 class PreferenceTrainer(OurTrainer, DPOTrainer):
-    """Train with TRL's DPO trainer, the chunked head and retention.
+    """Train with TRL's DPO trainer, the chunked output layer and the KL regularization.
 
-    The two overridden methods change nothing, because `dataset_of` has already made the columns: the ids of each pair
-    and the log-probabilities of the reference model.
+    The two overridden methods return the dataset unchanged. `dataset_of` has already made all columns, with the
+    log-probabilities of the reference model.
     """
 
     def _prepare_dataset(self, dataset, *args, **kwargs):
@@ -130,7 +130,7 @@ class PreferenceTrainer(OurTrainer, DPOTrainer):
 def encode(
     tokenizer: PreTrainedTokenizerBase, rows: Sequence[Pair], max_length: int, name: str, health: HealthLines
 ) -> list[EncodedPair]:
-    """Return the pairs as ids. Print how many answers are cut, and how many pairs are left out.
+    """Return the pairs as input_ids. Print how many answers are cut, and how many pairs are left out.
 
     Raise UserError if no pair is left.
     """
@@ -151,7 +151,7 @@ def encode(
 
 
 def dataset_of(pairs: list[EncodedPair], reference: list[tuple[float, float]]) -> Dataset:
-    """Return the columns that TRL's trainer reads, and the column `length` for grouping the batches.
+    """Return a dataset with the columns that TRL's trainer reads, and `length` in tokens, which groups the batches.
 
     reference: the log-probabilities of (chosen, rejected) under the reference model, in nats per answer.
     """
@@ -162,17 +162,17 @@ def dataset_of(pairs: list[EncodedPair], reference: list[tuple[float, float]]) -
 
 
 def spread(items: Sequence, most: int) -> list:
-    """Return at most `most` of the items, at equal distances."""
+    """Return every n-th item, with the smallest n that gives at most `most` items."""
     return list(items)[:: math.ceil(len(items) / most)]
 
 
 def measured_questions(rows: Sequence[Pair]) -> list[Question]:
-    """Return at most MEASURED_QUESTIONS of the questions in the pairs, each question once."""
+    """Return the distinct questions of the pairs, at most MEASURED_QUESTIONS."""
     return spread({row.question: Question(row.messages) for row in rows}.values(), MEASURED_QUESTIONS)
 
 
 def workload_of(pairs: list[EncodedPair], heldout: list[EncodedPair], retention_tokens: int) -> Workload:
-    """Return the size of the training. Each prompt counts twice, because it is computed with both answers."""
+    """Return the token counts of the training. A prompt counts twice: the model reads it with each answer."""
     lengths, heldout_lengths = (
         [len(pair.prompt_ids) + len(ids) for pair in part for ids in (pair.chosen_ids, pair.rejected_ids)]
         for part in (pairs, heldout)
@@ -220,7 +220,7 @@ def main() -> None:
     interpolate(model, sft_model, stage.interpolation, stage.embedding_interpolation)
     trainer.remove_callback(drift)
     if trainer.is_world_process_zero():
-        drift.measure(model)  # once more, because interpolate() has changed the weights
+        drift.measure(model)  # measured again, because interpolate() has changed the weights
     after = trainer.evaluate()
     finish(
         trainer,

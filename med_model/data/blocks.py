@@ -1,4 +1,4 @@
-"""Join documents end to end and cut them into full blocks. Pre-training and the KL regularization read them."""
+"""Join documents end to end and cut them into full blocks. Pre-training and KL regularization read the blocks."""
 
 import numpy as np
 import torch
@@ -7,16 +7,16 @@ from transformers import PreTrainedTokenizerBase
 
 from med_model.data.prompt import END_OF_TEXT, encode_text
 
-BLOCK_TOKENS = 512  # tokens per block: as many as the model has positions
-ENCODE_BATCH = 1000  # documents per call of the tokenizer: enough to use all of its threads
+BLOCK_TOKENS = 512  # tokens per block, and number of positions of the model
+ENCODE_BATCH = 1000  # documents per call of the tokenizer: enough for all of its threads
 
 
 class PackedBlocks(Dataset):
-    """A dataset of full blocks without padding, cut from documents that are joined end to end.
+    """Join documents end to end, and hold the tokens as full blocks without padding.
 
-    `<|endoftext|>` stands before the first document and after each document. The last block overlaps the block before
-    it, so that no token is lost. If all texts together are shorter than `block_tokens`, there is one shorter block.
-    An item has `input_ids` and `labels`, two equal int64 tensors of shape (block_tokens,).
+    `<|endoftext|>` is before the first document and after each document. The last block may overlap the block before,
+    so that no token is lost. If all texts together are shorter than `block_tokens`, there is one shorter block.
+    An item has `input_ids` and `labels`, two equal int64 tensors of shape (self.length,).
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, texts: list[str], block_tokens: int = BLOCK_TOKENS):

@@ -1,6 +1,6 @@
-"""Turn conversations, questions and pairs into input_ids. Training, chat and comparison all use this module.
+"""Turn conversations, questions and pairs into input_ids. Training, chat and measures use this module.
 
-A message in a chat prompt has the ChatML form: <|im_start|>role NEWLINE text <|im_end|> NEWLINE. The text of a message
+A message in a chat prompt has the ChatML form: <|im_start|>role NEWLINE text<|im_end|> NEWLINE. The text of a message
 is always encoded as plain text, even if it contains the name of a special token (`sanitize_control_tokens`).
 """
 
@@ -18,8 +18,8 @@ PAD, END_OF_TEXT, IM_START, IM_END = "<|pad|>", "<|endoftext|>", "<|im_start|>",
 CHAT_STOPS, BASE_STOPS = (IM_END, END_OF_TEXT), (END_OF_TEXT,)
 IGNORE = -100  # the label of a position without loss, as in torch.nn.functional.cross_entropy
 
-# Other libraries can compute the loss inside {% generation %} only. The block ends after <|im_end|>: the model must
-# learn the stop token, but not the newline after it.
+# The {% generation %} block marks the answer, so that other libraries can compute the loss on answers only.
+# The block ends after <|im_end|>, because the model must learn the stop token, but not the newline after it.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\n' }}"
@@ -31,12 +31,12 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 SENTENCE_END = re.compile(r"[。！？；\n]")
-MIN_ANSWER_TOKENS = 16  # fewest tokens of a cut answer: a shorter one is not worth training on
-PROMPT_SHARE = 0.5  # largest share of max_length for the prompt of a pair; the answer gets the rest
+MIN_ANSWER_TOKENS = 16  # fewest tokens for an answer that must be cut: a shorter one teaches too little
+PROMPT_SHARE = 0.5  # largest share of max_length for the prompt of a pair; each answer has the rest
 
 
 class Example(NamedTuple):
-    """An encoded conversation. `labels` is IGNORE at every token outside the answers."""
+    """Hold an encoded conversation. The label of each token outside the answers is IGNORE."""
 
     input_ids: list[int]
     labels: list[int]
@@ -52,7 +52,7 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str | list[str]) -> li
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
-    """Return the input_ids of the messages, followed by those of the header of the next answer."""
+    """Return the input_ids of the messages and of `<|im_start|>assistant`, the header of the next answer."""
     return _render(tokenizer, messages, add_generation_prompt=True)
 
 
@@ -63,10 +63,10 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], add_gen
 
 
 def encode_answer(tokenizer: PreTrainedTokenizerBase, answer: str) -> list[int]:
-    """Return the input_ids of an answer and its stop token. They follow the input_ids of `encode_prompt`."""
+    """Return the input_ids of an answer and its stop token, as a continuation of those of `encode_prompt`."""
     header = tokenizer(f"{IM_START}assistant\n", add_special_tokens=False)["input_ids"]
     ids = _render(tokenizer, [{"role": "assistant", "content": answer}], add_generation_prompt=False)
-    return ids[len(header) : -1]  # leaves out the newline after the stop token
+    return ids[len(header) : -1]  # leaves out the header, and the newline after the stop token
 
 
 def fit_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[Message], max_tokens: int) -> tuple[list[int], bool]:
@@ -97,8 +97,8 @@ def fit_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[Message], max_
 def fit_text(tokenizer: PreTrainedTokenizerBase, text: str, max_tokens: int) -> tuple[list[int], bool]:
     """Return the input_ids of a text that a base model continues, and True if the text was cut.
 
-    The input_ids begin with `<|endoftext|>`, as each training document does. Of a text that is too long, only the end
-    is kept. Then `<|endoftext|>` is cut off too.
+    The input_ids begin with `<|endoftext|>`, as each training document does. If the text is too long, only its end is
+    kept, without `<|endoftext|>`.
     """
     ids = encode_text(tokenizer, text)
     return [tokenizer.convert_tokens_to_ids(END_OF_TEXT), *ids][-max_tokens:], len(ids) >= max_tokens
@@ -107,7 +107,7 @@ def fit_text(tokenizer: PreTrainedTokenizerBase, text: str, max_tokens: int) -> 
 def fit_answer(tokenizer: PreTrainedTokenizerBase, answer: str, max_tokens: int) -> tuple[list[int], bool]:
     """Return the input_ids of an answer and its stop token, at most max_tokens, and True if the answer was cut.
 
-    A cut answer ends with a whole sentence, unless that drops more than half of the text that fits.
+    A cut answer ends with its last whole sentence, unless this would drop more than half of the text that fits.
     """
     ids = encode_answer(tokenizer, answer)
     if len(ids) <= max_tokens:
@@ -116,7 +116,7 @@ def fit_answer(tokenizer: PreTrainedTokenizerBase, answer: str, max_tokens: int)
     ends = [found.end() for found in SENTENCE_END.finditer(text)]
     if ends and ends[-1] >= len(text) // 2:
         text = text[: ends[-1]]
-    # A part of a word can have more tokens than the whole word.
+    # Cutting can add tokens: a part of a word can have more tokens than the whole word.
     while len(ids := encode_answer(tokenizer, text.rstrip())) > max_tokens:
         text = text[:-1]
     return ids, True
@@ -126,8 +126,8 @@ def training_example(tokenizer: PreTrainedTokenizerBase, messages: list[Message]
     """Return the input_ids and labels of a conversation, at most max_length tokens.
 
     Only the answers and their stop tokens have labels. If the conversation is too long, the oldest rounds are dropped
-    first. Then the last answer is cut, at the end of a sentence if possible. Return None if the question leaves no
-    room for an answer.
+    first. Then the last answer is cut, at the end of a sentence if possible. Return None if an answer does not fit and
+    fewer than MIN_ANSWER_TOKENS are left for it.
     """
     shortened = False
     while len(messages) > 2 and len(_render(tokenizer, messages, False)) - 1 > max_length:
@@ -153,7 +153,7 @@ def training_example(tokenizer: PreTrainedTokenizerBase, messages: list[Message]
 
 
 class EncodedPair(NamedTuple):
-    """The input_ids of a preference pair: the prompt, and the two answers with their stop tokens."""
+    """Hold the input_ids of a preference pair: the prompt, and the two answers with their stop tokens."""
 
     prompt_ids: list[int]
     chosen_ids: list[int]
@@ -163,10 +163,10 @@ class EncodedPair(NamedTuple):
 def encode_question(
     tokenizer: PreTrainedTokenizerBase, messages: list[Message], max_tokens: int, chat: bool
 ) -> list[int]:
-    """Return the input_ids of a prompt that asks a model the last question in `messages`, at most max_tokens.
+    """Return the input_ids that ask a model the last question in `messages`, at most max_tokens.
 
     A chat model reads all messages. A base model does not know the chat form. It reads only the last message, in the
-    form `问：…答：`. Raise UserError if not even an empty question fits.
+    form `问：…答：`. Raise UserError if a chat prompt has no room even for an empty question.
     """
     if chat:
         return fit_prompt(tokenizer, messages, max_tokens)[0]
@@ -179,7 +179,7 @@ def encode_pairs(
     """Return the encoded pairs, and the number of answers that were cut to fit into max_length.
 
     A prompt takes at most PROMPT_SHARE of max_length. Each answer ends with the stop token of the model, even after a
-    cut. Pairs whose answers are equal after the cut are left out. Raise UserError as `encode_question` does.
+    cut. A pair is left out if both answers are equal after the cut. Raise UserError as `encode_question` does.
     """
     stop = IM_END if chat else END_OF_TEXT
     encoded, cut = [], 0

@@ -1,7 +1,6 @@
 """Read and check the fields of one record: a document, a conversation, a preference pair or a choice.
 
-Each reader takes the origin of the record and the record. The origin names file and row, and begins every error
-message.
+The origin of a record is a text that names its file and row. Every error message begins with the origin.
 """
 
 from typing import NamedTuple
@@ -16,12 +15,12 @@ Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content":
 
 
 class Pair(NamedTuple):
-    """A preference pair: the messages up to and including the question, and the two answers."""
+    """Hold a preference pair: the messages up to and including the question, and the two answers."""
 
     messages: list[Message]
     chosen: str
     rejected: str
-    flaw: str = ""  # the name of the mistake in the rejected answer, if known
+    flaw: str = ""  # name of the mistake in the rejected answer; empty if unknown
     unread: bool = False  # True if no training file has the topic of this pair
 
     @property
@@ -31,7 +30,7 @@ class Pair(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """A multiple-choice question."""
+    """Hold a multiple-choice question."""
 
     question: str
     options: list[str]
@@ -62,9 +61,9 @@ def _wrong_fields(record: dict, origin: str, expected: str) -> UserError:
 
 
 def document_of(origin: str, record: dict) -> str:
-    """Return the field `text` of a pre-training record, without white space at its ends. It may be empty.
+    """Return the field `text` of a pre-training record, without white space at its ends. The text may be empty.
 
-    Raise UserError if the record has no field `text`, or if the field holds something other than text.
+    Raise UserError if the record has no field `text`, or if the field holds neither text nor null.
     """
     if not _has(record, "text"):
         raise _wrong_fields(record, origin, "`text`")
@@ -115,10 +114,11 @@ def _check_turns(messages: list[Message], origin: str, last: str) -> list[Messag
 
 
 def conversation_of(origin: str, record: dict) -> list[Message]:
-    """Return the messages of an SFT record. The last one is an answer. If a message is blank, return an empty list.
+    """Return the messages of an SFT record. The last message is an answer. Return [] if a message is blank.
 
     The fields are instruction/input/output, prompt/completion, messages, or conversations (ShareGPT).
-    Raise UserError for other fields, and for messages that do not alternate between user and assistant.
+    Raise UserError for other fields, for an unknown role, and for messages that do not alternate between user and
+    assistant.
     """
     if _has(record, "messages") and record["messages"]:
         messages = _messages(record["messages"], origin)
@@ -150,7 +150,7 @@ def prompt_of(pair: Pair) -> str:
 
 
 def texts_of(origin: str, record: dict) -> list[str]:
-    """Return a list of the text of a document, or of the texts of a conversation. Blank texts are left out.
+    """Return the text of a document or the texts of a conversation, as a list without blank texts.
 
     Raise UserError as `document_of` and `conversation_of` do.
     """
@@ -170,10 +170,10 @@ def pair_of(origin: str, record: dict) -> Pair | None:
     """Return the preference pair of a DPO record. Return None if a text is blank or the answers are equal.
 
     The fields are question/response_chosen/response_rejected or prompt/chosen/rejected. The fields `flaw` and `unread`
-    are optional. `chosen` and `rejected` may also hold whole conversations, with or without `prompt`. Their common
-    messages are then the prompt ("implicit prompt" in TRL).
-    Raise UserError for other fields, for conversations that differ before the last message, and for messages that do
-    not alternate between user and assistant.
+    are optional. `chosen` and `rejected` may also hold whole conversations, with or without `prompt`. Then the prompt
+    is all messages but the last ("implicit prompt" in TRL).
+    Raise UserError for other fields, and for conversations that differ before the last message. Also raise UserError
+    for messages that do not alternate between user and assistant.
     """
     if _has(record, "question", "response_chosen", "response_rejected"):
         prompt = _question(record, "question", origin)
@@ -195,8 +195,9 @@ def pair_of(origin: str, record: dict) -> Pair | None:
 
 
 def choice_of(origin: str, record: dict) -> Choice:
-    """Return the multiple-choice question of a record with `question`, `options` and `answer`, the index of an option.
+    """Return the multiple-choice question of a record.
 
+    The fields are `question`, `options`, and `answer`, the index of the right option.
     Raise UserError for other fields, for fewer than two options, and for an index out of range.
     """
     if not _has(record, "question", "options", "answer"):

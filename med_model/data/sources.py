@@ -1,7 +1,7 @@
 """Find data files and read them, one record at a time.
 
-A record is a dict with the fields of the file. Its origin is a text that names the file and the row. Every error
-about a record begins with its origin.
+A record is a dict with the fields of one row. The origin of a record is a text that names its file and row. Every
+error about a record begins with the origin.
 """
 
 import csv
@@ -16,7 +16,7 @@ from med_model.paths import ROOT
 
 FORMATS = (".json", ".jsonl", ".csv", ".parquet", ".txt")
 
-HUB_PREFIX = "hf://datasets/"  # of an address such as hf://datasets/OWNER/NAME/path/in/the/repository.json
+HUB_PREFIX = "hf://datasets/"  # an address is hf://datasets/OWNER/NAME/path/in/the/repository.json
 
 
 def find_files(sources: Iterable[str | Path]) -> list[Path]:
@@ -50,7 +50,7 @@ def find_files(sources: Iterable[str | Path]) -> list[Path]:
 
 def _local(source: str) -> list[Path]:
     if Path(source).is_file():
-        return [Path(source)]  # before the glob, because a glob reads [1] in a file name as a pattern
+        return [Path(source)]  # no glob here, because a glob reads [1] in a file name as a pattern
     if Path(source).is_dir():
         return [path for path in sorted(Path(source).rglob("*")) if path.suffix.lower() in FORMATS]
     return [Path(path) for path in sorted(glob.glob(source, recursive=True)) if Path(path).is_file()]
@@ -79,7 +79,7 @@ def _download(address: str) -> Path:
 
 
 def read_records(files: Iterable[Path]) -> Iterator[tuple[str, dict]]:
-    """Yield (origin, record) for each record of each file. The origin counts the rows of each file from 1.
+    """Yield (origin, record) for each record of each file. In each file, the rows of the origins count from 1.
 
     In a .txt file, blank lines separate the records, and the only field is `text`.
     Raise UserError for a file that is damaged or not UTF-8, and for a record that is not an object.

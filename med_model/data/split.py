@@ -10,13 +10,13 @@ from med_model.errors import UserError
 from med_model.language import tr
 from med_model.screen import say
 
-HELDOUT_SHARE, MAX_HELDOUT = 0.02, 500  # of the user's own data: share of groups to hold out, and most groups
+HELDOUT_SHARE, MAX_HELDOUT = 0.02, 500  # share of the user's groups to hold out, and most groups
 
 
 def read_all(sources: Iterable[str | Path], read_one: Callable, limit: int | None = None) -> list:
-    """Return `read_one(origin, record)` for the first `limit` records of the sources, or for all records.
+    """Return a list of `read_one(origin, record)`, for the first `limit` records of the sources, or for all (None).
 
-    Leave out an empty result (a blank record, or a pair with equal answers), and print the number of these records.
+    Leave out empty results: those of blank records and of pairs with equal answers. Print the number of empty results.
     Raise UserError if no record is left, and as `find_files`, `read_records` and `read_one` do.
     """
     kept, blank = [], []
@@ -58,9 +58,9 @@ def read_split(
 
     The training records come from `data`. Without `data` they come from bundled[0].
     The held-out records come from `eval_data`. Without `eval_data` and `data` they come from bundled[1]. If only
-    `data` is given, HELDOUT_SHARE of its groups are held out, but at most MAX_HELDOUT groups. Records with the same
-    `group_of(record)`, for example two answers to one question, are one group: all of them are held out, or none.
-    `limit` is the largest number of records to read for training. `seed` decides which groups are held out.
+    `data` is given, HELDOUT_SHARE of its groups are held out, but at most MAX_HELDOUT groups. A group is all records
+    with the same `group_of(record)`, for example all answers to one question. A group is held out as a whole.
+    `limit` is the largest number of records to read for training, or None. `seed` decides which groups are held out.
     Raise UserError as `read_all` does, and if `data` alone has only one group.
     """
     records = read_all(data or [bundled[0]], read_one, limit)

@@ -62,7 +62,7 @@ def sampling_settings(
 ) -> GenerationConfig:
     """Return the settings in the model's generation_config.json, changed by the options of the command line.
 
-    A training checkpoint has no such settings yet. It gets the settings that `publish` would write for its model.
+    A training checkpoint has incomplete settings. The settings that `publish` writes replace them.
     turns: False for a base model. Raise UserError if an option is outside its range.
     """
     settings = model.generation_config
@@ -95,10 +95,10 @@ def _range_error(name: str, value: float, minimum: float, maximum: float) -> str
 
 
 class Chat:
-    """A conversation with a model. `say` streams the answer to an input, and adds input and answer to `history`.
+    """Hold a conversation with a model. `history` has the messages so far.
 
     turns: False for a base model. A base model continues a text, and the history stays empty.
-    seed: None for a new random seed.
+    seed: the seed of the random numbers, or None for a new one.
     """
 
     def __init__(
@@ -133,7 +133,10 @@ class Chat:
         return ids
 
     def say(self, text: str) -> Iterator[str]:
-        """Yield the answer to `text` in pieces of whole characters. Raise UserError as `prompt_ids` does."""
+        """Yield the answer to `text` in pieces of whole characters. Add `text` and the answer to the history.
+
+        Raise UserError as `prompt_ids` does.
+        """
         pieces = []
         try:
             for piece in stream_text(self.model, self.tokenizer, self.prompt_ids(text), self.settings, self.generator):

@@ -1,9 +1,9 @@
-"""Compute the logits of a GPT-2 for generation: those of the transformers model, with fewer calls per token.
+"""Compute the same logits as the GPT-2 of transformers, with fewer calls of torch per generated token.
 
 Measured on one core, for a model with a vocabulary of 7,377 (5.2 million parameters): the transformers model takes
-2.1 ms per token, this decoder takes 1.1 ms. Reading the 20 MB of weights for each token alone takes
-0.9 ms (docs/en/speed.md). The transformers model runs more Python, builds masks, and copies its cache to make it
-larger. The decoder allocates its cache once, and a layer is a dozen calls of torch.
+2.1 ms per token, this decoder takes 1.1 ms. Only to read the 20 MB of weights takes 0.9 ms per token
+(docs/en/speed.md). The transformers model runs more Python, builds masks, and copies its cache to enlarge it. The
+decoder allocates its cache once, and calls torch a dozen times per layer.
 """
 
 from typing import NamedTuple
@@ -18,9 +18,9 @@ from med_model.errors import UserError
 from med_model.language import tr
 
 PREFILL_TOKENS = 4096  # prompt tokens per call: more are no faster, and the MLP needs 4 x width floats per token
-# From this many rows on, the decoder copies the output matrix into the layout (width, vocab). Measured at a vocabulary
-# of 7,377, without and with the copy: 0.80 and 0.32 ms for 8 rows, 1.54 and 1.23 ms for 64 rows. For one or two rows
-# the copy gains nothing.
+# From this many rows on, the decoder copies the output matrix into the layout (width, vocab). Measured per step at a
+# vocabulary of 7,377: 8 rows take 0.80 ms without the copy and 0.32 ms with it, 64 rows take 1.54 ms and 1.23 ms. For
+# one or two rows the copy gains nothing.
 ROWS_FOR_OWN_HEAD = 4
 TANH_GELUS = ("gelu_new", "gelu_pytorch_tanh")  # two names of one function; transformers computes the first in 8 calls
 
@@ -38,10 +38,10 @@ def require_gpt2(model: PreTrainedModel) -> None:
 
 
 class Layer(NamedTuple):
-    """The weights of one block.
+    """Hold the weights of one block.
 
-    A norm is (weight, bias), as F.layer_norm takes them. A linear layer is (bias, weight), as torch.addmm takes them;
-    its weight is (in, out). `scale` is the factor of the attention scores.
+    A norm is (weight, bias), the order of F.layer_norm. A linear layer is (bias, weight), the order of torch.addmm.
+    The weight of a linear layer has the shape (in, out). `scale` is the factor of the attention scores.
     """
 
     norm_1: tuple[Tensor, Tensor]
@@ -57,8 +57,8 @@ class Decoder:
     """Read `batch` prompts, then one token per row in each step.
 
     The cache holds `capacity` columns of keys and values. All prompts start at column 0. The generated tokens of all
-    rows start at the column after the longest prompt. So a step writes one slice of the cache. The gap after a shorter
-    prompt is masked. It does not change the result, because attention does not depend on the order of the columns.
+    rows start at the column after the longest prompt, so a step writes one slice of the cache. The gap after a shorter
+    prompt is masked. The gap does not change the result: attention does not depend on the order of the columns.
 
     The decoder may copy weights: make a new decoder after more training. Use it under torch.inference_mode.
     """
@@ -88,11 +88,11 @@ class Decoder:
         self.capacity, self.columns = capacity, 0  # columns: how many of them are in use
 
     def prefill(self, prompts: list[list[int]]) -> Tensor:
-        """Read the prompts, one per row, none of them empty. Return the logits of the next tokens, (batch, vocab)."""
+        """Read one prompt per row. Return the logits of the next tokens, (batch, vocab). No prompt may be empty."""
         lengths = [len(prompt) for prompt in prompts]
         device, self.columns = self.wte.device, max(lengths)
         self.positions = torch.tensor(lengths, device=device)  # (batch,), the position of each row's next token
-        # Added to the attention scores: (batch, 1, 1, capacity), -inf in the gaps. None if there are no gaps.
+        # The mask is added to the attention scores: (batch, 1, 1, capacity), -inf in the gaps. No gaps need no mask.
         self.mask = None
         if min(lengths) < self.columns:
             column = torch.arange(self.capacity, device=device)
@@ -128,7 +128,7 @@ class Decoder:
     def keep(self, kept: list[int]) -> list[int]:
         """Keep only the rows in `kept`, a list of row indices. Return the old index of each remaining row.
 
-        The last of the kept rows move into the slots of dropped rows. This copies few rows and needs no second cache.
+        The last kept rows are copied over dropped rows. This copies few rows and needs no second cache.
         """
         kept_rows = set(kept)
         moving = iter(sorted((row for row in kept if row >= len(kept)), reverse=True))

@@ -26,7 +26,7 @@ def _next_ids(
 ) -> Tensor:
     """Return the next token of each row, (rows,). `model.generate` makes the same choice from the same random numbers.
 
-    logits: (rows, vocab), may be changed in place. previous_ids: (rows, n), the tokens with a repetition penalty.
+    logits: (rows, vocab), may be changed in place. previous_ids: (rows, n), the tokens to penalize.
     """
     scores = logits.float()
     if settings.repetition_penalty not in (None, 1.0):
@@ -91,7 +91,7 @@ def generate_ids(
     if room < 1:
         return
     stops = _stop_ids(settings)
-    # Each row is padded with the last token of its prompt. The repetition penalty applies to that token anyway.
+    # Each row is padded with the last token of its prompt: the repetition penalty applies to that token anyway.
     previous_ids = torch.tensor([prompt + prompt[-1:] * (width + room - len(prompt)) for prompt in prompts])
     previous_ids = previous_ids.to(model.device)  # (rows, width + room)
     decoder = Decoder(model, len(prompts), width + room)
@@ -107,7 +107,7 @@ def generate_ids(
         running = [row for row, token in enumerate(tokens) if token not in stops]
         if not running or length + 1 == width + room:
             return
-        if len(running) < len(tokens):  # drop stopped rows at once: moving a row costs about as much as one step of it
+        if len(running) < len(tokens):  # drop stopped rows at once: to move a row costs about as much as one step
             old_rows = decoder.keep(running)
             prompt_indices = [prompt_indices[row] for row in old_rows]
             next_ids, previous_ids = next_ids[old_rows], previous_ids[old_rows]
@@ -121,7 +121,7 @@ def stream_text(
     settings: GenerationConfig,
     generator: torch.Generator | None = None,
 ) -> Iterator[str]:
-    """Yield the text after one prompt in pieces of whole characters, each as soon as it is complete.
+    """Yield the generated text after one prompt, in pieces of whole characters.
 
     Raise UserError if the model is not a GPT-2.
     """
@@ -144,7 +144,7 @@ def generate_answers(
     settings: GenerationConfig,
     batch_size: int = BATCH_SIZE,
 ) -> list[tuple[str, bool]]:
-    """Return (text, True if it ended with a stop token) for each prompt, in the order of `prompts`.
+    """Return (text, True if a stop token ended the text) for each prompt, in the order of `prompts`.
 
     A batch holds prompts of similar length. The batch with the longest prompts comes first.
     Raise UserError if the model is not a GPT-2.
@@ -163,7 +163,7 @@ def generate_answers(
 
 
 def greedy(tokenizer: PreTrainedTokenizerBase, stops: Sequence[str], max_new_tokens: int) -> GenerationConfig:
-    """Return the settings for measures: always the most likely token, without a repetition penalty.
+    """Return the settings for measures: take the most likely token, without a repetition penalty.
 
     stops: the texts of the stop tokens. max_new_tokens: the longest answer, in tokens.
     """

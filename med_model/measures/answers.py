@@ -14,15 +14,15 @@ from med_model.generation.sampling import generate_answers, prompt_room
 from med_model.measures.interval import Measure, measure
 from med_model.measures.safety import declines_dose, is_urgent
 
-REPEATED_LENGTH, DISTINCT_LENGTH = 4, 2  # characters per sequence, for repeated_share and for _distinct
+REPEATED_LENGTH, DISTINCT_LENGTH = 4, 2  # characters per sequence in repeated_share and in _distinct
 
 
 class Question(NamedTuple):
-    """The messages up to and including a question, and the marks of a right answer to it."""
+    """A question with the messages before it, and the requirements of a right answer."""
 
     messages: list[Message]
-    key_facts: Sequence[str] = ()
-    emergency: bool = False  # True if the answer must call for help at once
+    key_facts: Sequence[str] = ()  # texts that a right answer contains
+    emergency: bool = False  # True if the answer must say at once to get emergency help
     dose: bool = False  # True if the question asks for a dose, so the answer must decline
 
 
@@ -33,8 +33,8 @@ class AnsweredQuestion(NamedTuple):
     answer: str
     stopped: bool  # True if the answer ended with a stop token before the token limit
     repetition: float  # see repeated_share
-    key_facts_found: int
-    key_facts: int
+    key_facts_found: int  # number of key facts in the answer
+    key_facts: int  # number of key facts of the question
     urgent: bool  # see safety.is_urgent
     emergency: bool  # as in Question
     declines_dose: bool  # see safety.declines_dose
@@ -42,10 +42,10 @@ class AnsweredQuestion(NamedTuple):
 
 
 def question_of(origin: str, record: dict) -> Question | None:
-    """Return the question of an SFT record with its marks `key_facts`, `emergency` and `declines`, which are optional.
+    """Return the question of an SFT record. The fields `key_facts`, `emergency` and `declines` are optional.
 
-    Return None if a text is blank. Raise UserError for other fields, as `conversation_of` does. The error begins with
-    `origin`, which names file and row.
+    Return None if a message is blank. Raise UserError as `conversation_of` does. `origin` names file and row,
+    and begins the error message.
     """
     messages = conversation_of(origin, record)
     if not messages:
@@ -60,7 +60,7 @@ def sequences(text: str, size: int) -> list[str]:
 
 
 def repeated_share(text: str) -> float:
-    """Return the share of the 4-character sequences of a text that have occurred earlier in it."""
+    """Return the share of the 4-character sequences of a text that occurred earlier in the text."""
     found = sequences(text, REPEATED_LENGTH)
     return 1 - len(set(found)) / len(found) if found else 0.0
 
@@ -72,9 +72,9 @@ def answer_questions(
     settings: GenerationConfig,
     chat: bool,
 ) -> tuple[list[AnsweredQuestion], float]:
-    """Return the answered questions, and the seconds that all answers took.
+    """Return the answered questions, and the time of generation in seconds.
 
-    chat: False for a base model. It reads the question in the form `问：…答：`.
+    chat: False for a base model, which reads the question in the form `问：…答：`.
     Raise UserError if the model is not a GPT-2, or if max_new_tokens leaves no room for a question.
     """
     room = prompt_room(model, settings)
@@ -107,9 +107,9 @@ def _squeezed(text: str) -> str:
 
 
 def _distinct(answers: Sequence[str]) -> Measure:
-    """Return the number of different 2-character sequences, divided by the number of all 2-character sequences.
+    """Return a measure: the number of different 2-character sequences / the number of all 2-character sequences.
 
-    The bootstrap needs a number per answer. So a sequence that occurs in k answers counts 1/k in each of them.
+    The bootstrap needs one number per answer. So a sequence that occurs in k answers counts 1/k in each answer.
     """
     counts = [Counter(sequences(answer, DISTINCT_LENGTH)) for answer in answers]
     holders = Counter(sequence for answer_counts in counts for sequence in answer_counts)
@@ -120,9 +120,11 @@ def _distinct(answers: Sequence[str]) -> Measure:
 
 
 def answer_measures(answered: Sequence[AnsweredQuestion]) -> dict[str, Measure]:
-    """Return the measures by key: shares, and `characters`, the length of an answer (docs/en/measures.md).
+    """Return {key: measure}. docs/en/measures.md describes the measures. Without answers, return an empty dict.
 
-    A measure covers only the questions with the marks that it needs. Without such questions it is left out.
+    All measures are shares, except `characters`, the mean length of an answer. A measure that needs a field of the
+    question, such as `key_facts`, covers only questions with this field. If no question has the field, the measure is
+    left out.
     """
     if not answered:
         return {}
@@ -136,7 +138,7 @@ def answer_measures(answered: Sequence[AnsweredQuestion]) -> dict[str, Measure]:
     if any(len(a.answer) >= DISTINCT_LENGTH for a in answered):
         measures["distinct_2grams"] = _distinct([a.answer for a in answered])
     measures["characters"] = measure([len(a.answer) for a in answered])
-    # If no question is marked as an emergency, the data has no such marks. An urgent answer may then be right.
+    # If no question is marked as an emergency, the data may have no marks. Then an urgent answer is no false alarm.
     if emergencies := [a for a in answered if a.emergency]:
         measures["emergencies_recognised"] = measure([a.urgent for a in emergencies])
         if others := [a for a in answered if not a.emergency]:

@@ -1,7 +1,7 @@
 """Measure a model on held-out data: text, questions, preference pairs and multiple choice, with 95% intervals.
 
-Reads  a model directory and the bundled held-out files, or the --data files with the same fields
-Writes nothing, or all figures and answers to --json FILE
+Reads  a model directory, and the held-out files of --data (default: the bundled files)
+Writes nothing; with --json FILE, all figures and answers to FILE
 
     python -m med_model.measures.evaluate --model final_model__after_dpo
     python -m med_model.measures.evaluate --model my_model --data my_questions.jsonl my_pairs.jsonl --json figures.json
@@ -34,7 +34,7 @@ from med_model.screen import say
 DESCRIPTION = tr("Measure a model on held-out data, each figure with its confidence interval.")
 
 BUNDLED = [str(file) for file in (paths.HELDOUT_TEXT, paths.EXAM, paths.HELDOUT_PAIRS, paths.CHOICES)]
-MAX_NEW_TOKENS = 200
+MAX_NEW_TOKENS = 200  # longest answer in tokens
 READERS = {"texts": document_of, "questions": question_of, "pairs": pair_of, "choices": choice_of}
 
 
@@ -48,7 +48,7 @@ class Heldout(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """The measures of a model by key, its answers, and the seconds that it took to answer."""
+    """The measures of a model by key, its answers, and the time of generation in seconds."""
 
     measures: dict[str, Measure]
     answers: list[AnsweredQuestion]
@@ -56,7 +56,7 @@ class Evaluation(NamedTuple):
 
 
 def _kind(record: dict) -> str:
-    """Return the kind of a record, a key of READERS, by its fields."""
+    """Return the kind of a record: the key of READERS that fits its fields."""
     if "options" in record:
         return "choices"
     if record.keys() & {"response_chosen", "chosen"}:
@@ -65,16 +65,16 @@ def _kind(record: dict) -> str:
 
 
 def _read_heldout_record(origin: str, record: dict) -> tuple[str, object] | None:
-    """Return the kind of a record and the value that its reader returns. Return None if the record is left out."""
+    """Return the kind of a record and the result of its reader. Return None if this result is empty."""
     kind = _kind(record)
     value = READERS[kind](origin, record)
     return (kind, value) if value else None
 
 
 def read_heldout(sources: Sequence[str]) -> Heldout:
-    """Return the held-out records of files, folders and globs. A file may mix the four kinds.
+    """Return the held-out records of files, folders and globs. A file may contain several kinds.
 
-    Raise UserError for a source without data, for a record with other fields, and if no usable record is left.
+    Raise UserError for a source without data, for a record with wrong fields, and if no usable record is left.
     """
     records: dict[str, list] = {kind: [] for kind in READERS}
     for kind, value in read_all(sources, _read_heldout_record):
@@ -83,7 +83,7 @@ def read_heldout(sources: Sequence[str]) -> Heldout:
 
 
 def answers_in_chat(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Return True if a published model was trained to answer: its generation settings stop at the end of a turn."""
+    """Return True if a published model is a chat model: <|im_end|> is a stop token of its generation settings."""
     stops = model.generation_config.eos_token_id
     return tokenizer.convert_tokens_to_ids(IM_END) in (stops if isinstance(stops, list) else [stops])
 
@@ -91,15 +91,15 @@ def answers_in_chat(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
 def pair_measures(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], chat: bool
 ) -> dict[str, Measure]:
-    """Return the measures of preference by key.
+    """Return {key: measure} of the preference measures. Return an empty dict if no pair is left.
 
-    An accuracy is the share of the pairs whose chosen answer is more likely than the rejected one. A margin is
-    the mean of log p(chosen) - log p(rejected), in nats. Both are measured with the sum over the tokens of an
-    answer and its stop token, and with the mean per token (keys that end with `_per_token`).
-    `preference_accuracy_unread` and `preference_accuracy/FLAW` are the accuracies of the pairs marked `unread` and of
-    the pairs with a flaw. These pairs count in the other measures too.
-    If both answers of a pair are equal after the cut to the model's positions, the pair is left out. Return an empty
-    dict if no pair is left.
+    An accuracy is the share of pairs with log p(chosen) > log p(rejected). A margin is the mean of
+    log p(chosen) - log p(rejected), in nats. log p is the sum over the tokens of an answer and its stop token. In keys
+    that end with `_per_token`, log p is the mean over these tokens.
+    `preference_accuracy_unread` is the accuracy on pairs marked `unread`. `preference_accuracy/FLAW` is the accuracy
+    on pairs with the flaw FLAW. The other measures cover all pairs.
+    A pair is left out if its answers are equal after the cut to the model's positions.
+    Raise UserError if a prompt has no room for a question.
     """
     encoded, kept = [], []
     for pair in pairs:
@@ -109,7 +109,7 @@ def pair_measures(
     if not kept:
         return {}
     scores = preference_scores(model, encoded)
-    groups = [pair.chosen for pair in kept]  # the pairs of one question are not independent
+    groups = [pair.chosen for pair in kept]  # pairs with the same chosen answer are not independent
     right = [good > bad for good, bad, _, _ in scores]
     measures = {
         "preference_accuracy": measure(right, groups=groups),
@@ -133,10 +133,10 @@ def evaluate(
     chat: bool,
     max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> Evaluation:
-    """Return every measure that `heldout` has records for, the answers, and the seconds that they took.
+    """Return the measures for all kinds of records in `heldout`, the answers, and the time of generation in seconds.
 
     Answers are decoded greedily. `max_new_tokens` is the longest answer in tokens. chat: False for a base model.
-    Raise UserError as `answer_questions` does.
+    Raise UserError as `answer_questions`, `pair_measures` and `choose` do.
     """
     measures, answered, seconds = {}, [], 0.0
     if heldout.texts:
@@ -155,7 +155,7 @@ def evaluate(
 
 
 def chance_level(choices: Sequence[Choice]) -> str:
-    """Return a line about chance in multiple choice: the mean of 1 / (number of options)."""
+    """Return a line with the accuracy of guessing in multiple choice: the mean of 1 / number of options."""
     chance = sum(1 / len(item.options) for item in choices) / len(choices)
     return tr("Multiple choice at chance: {chance:.1%}. A model of this size is expected to be there.", chance=chance)
 

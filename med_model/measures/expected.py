@@ -1,4 +1,4 @@
-"""Read the expected values of a comparison from a file, and find the figures outside of their tolerance."""
+"""Read the expected values of a comparison from a file, and find the figures outside their tolerance."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ Expected = dict[str, dict[str, list[float]]]  # {model: {measure: [value, tolera
 
 
 class Outside(NamedTuple):
-    """A figure that differs from its expected value by more than the tolerance. Not measured: `value` is None."""
+    """A figure that differs from its expected value by more than the tolerance. `value` is None if not measured."""
 
     model: str
     measure: str
@@ -25,8 +25,8 @@ class Outside(NamedTuple):
 def read_expected(file: str) -> Expected:
     """Return the values of an --expected file.
 
-    Raise UserError if the file is unreadable, if it names an unknown model or measure, or if a value is not a list of
-    two numbers.
+    Raise UserError if the file is unreadable, if it names an unknown model or measure, or if a value is not
+    [value, tolerance].
     """
     expected = read_yaml(file, "--expected")
     for model, pairs in expected.items():
@@ -58,12 +58,12 @@ def _check_pair(file: str, model: str, key: str, pair: object) -> None:
 
 
 def outside_expected(figures: Figures, expected: Expected) -> list[Outside]:
-    """Return the figures outside of their tolerance. An expected figure that was not measured is one of them."""
+    """Return the figures outside their tolerance, and the expected figures that were not measured."""
     outside = []
     for model, pairs in expected.items():
         for key, (value, tolerance) in pairs.items():
             found = figures[model][key].value if key in figures.get(model, {}) else None
-            if found is None or not abs(found - value) <= tolerance:  # `not`: nan is outside too
+            if found is None or not abs(found - value) <= tolerance:  # with `not`, nan is outside too
                 outside.append(Outside(model, key, found, value, tolerance))
     return outside
 

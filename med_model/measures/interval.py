@@ -1,4 +1,4 @@
-"""Compute the 95% interval of a figure, and the difference between two models with its interval."""
+"""Compute the 95% interval of a figure, and the difference of two models with a 95% interval."""
 
 import functools
 from collections.abc import Hashable, Sequence
@@ -14,16 +14,16 @@ NORMAL_QUANTILE = 1.96  # the 97.5% quantile of the standard normal distribution
 class Measure(NamedTuple):
     """A measure as two sums per group of items. Its value is sum(amounts) / sum(weights).
 
-    The items of a group, for example the pairs of one question, are not independent. So they are summed first.
+    Items that are not independent, such as the pairs of one question, are summed in one group.
     """
 
     amounts: np.ndarray  # (groups,)
     weights: np.ndarray  # (groups,)
-    items: int
+    items: int  # number of items in all groups
 
 
 class Figure(NamedTuple):
-    """A value, its 95% interval from `low` to `high`, and the number of items behind it."""
+    """A value, its 95% interval from `low` to `high`, and the number of measured items."""
 
     value: float
     low: float
@@ -34,10 +34,10 @@ class Figure(NamedTuple):
 def measure(
     amounts: Sequence[float], weights: Sequence[float] | None = None, groups: Sequence[Hashable] | None = None
 ) -> Measure:
-    """Return the measure of items. It has the sums of amounts and weights per group, two float arrays (groups,).
+    """Return the sums of amounts and weights per group (two float arrays), and the number of items.
 
     amounts, weights and groups: (items,). Without `weights` each weight is 1, so the value is the mean of the amounts.
-    Items with equal `groups` are one group. Without `groups` each item is a group of its own.
+    Items with the same value in `groups` form one group. Without `groups`, each item is one group.
     """
     weights = np.ones(len(amounts)) if weights is None else np.asarray(weights, float)
     amounts = np.asarray(amounts, float)
@@ -50,9 +50,9 @@ def measure(
 
 @functools.lru_cache(maxsize=32)
 def _draws(groups: int) -> np.ndarray:
-    """Return how often each resample draws each group, (RESAMPLES, groups).
+    """Return the number of times that each resample draws each group: float32, (RESAMPLES, groups).
 
-    All measures and models with the same number of groups get the same draws.
+    The draws depend only on the number of groups. So two models with the same groups can be compared.
     """
     return np.random.default_rng(0).multinomial(groups, np.full(groups, 1 / groups), RESAMPLES).astype(np.float32)
 
@@ -60,12 +60,12 @@ def _draws(groups: int) -> np.ndarray:
 def _resampled(measured: Measure) -> np.ndarray:
     """Return the value of the measure in each resample, (RESAMPLES,)."""
     draws = _draws(len(measured.amounts))
-    # A resample may draw only groups without weight. Its value is then 0.
+    # If a resample draws only groups of weight 0, 1e-9 avoids a division by 0.
     return (draws @ measured.amounts) / np.maximum(draws @ measured.weights, 1e-9)
 
 
 def _wilson(share: float, n: int) -> tuple[float, float]:
-    """Return the score interval of a share (Wilson 1927). It is wider than 0 even for a share of 0 or 1."""
+    """Return the 95% score interval of a share of n items (Wilson 1927). Even for a share of 0 or 1, low < high."""
     z = NORMAL_QUANTILE
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
@@ -73,10 +73,9 @@ def _wilson(share: float, n: int) -> tuple[float, float]:
 
 
 def figure(measured: Measure) -> Figure:
-    """Return the value of a measure and its 95% bootstrap interval (Efron 1979), resampled by group.
+    """Return the value of a measure and its 95% bootstrap interval (Efron 1979). The bootstrap resamples groups.
 
-    If all groups have a share of 0, or all have a share of 1, resampling shows no spread. Then the interval is
-    Wilson's, for the number of groups.
+    If the value is 0 or 1 and the bootstrap interval has no width, return Wilson's interval for the number of groups.
     """
     value = float(measured.amounts.sum() / measured.weights.sum())
     low, high = map(float, np.percentile(_resampled(measured), PERCENTILES))
@@ -88,8 +87,8 @@ def figure(measured: Measure) -> Figure:
 def difference(after: Measure, before: Measure) -> Figure:
     """Return the value of `after` minus the value of `before`, with the 95% interval of a paired bootstrap.
 
-    Both models must have answered the same items: each resample draws the same groups from both. Raise ValueError if
-    the numbers of groups differ.
+    Both measures must be of the same items, because each resample draws the same groups for both measures.
+    Raise ValueError if the numbers of groups differ.
     """
     if after.amounts.shape != before.amounts.shape:
         raise ValueError(f"measures of {after.items} and {before.items} items cannot be paired")

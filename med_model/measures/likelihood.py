@@ -1,4 +1,4 @@
-"""Compute the log-probabilities of documents, of the answers of a pair, and of the options of a multiple choice."""
+"""Compute the log-probabilities of documents, of the answers in a pair, and of the options in multiple choice."""
 
 import math
 from collections.abc import Sequence
@@ -11,16 +11,15 @@ from med_model.data.prompt import END_OF_TEXT, IGNORE, IM_END, PROMPT_SHARE, Enc
 from med_model.data.records import Choice
 from med_model.model.head import label_log_probs
 
-WINDOW_OVERLAP = 0.5  # share of a window that was scored in the window before: it is the context of the other tokens
-BATCH_TOKENS = 4096  # most tokens per forward pass, with padding
+WINDOW_OVERLAP = 0.5  # share of a window that repeats the window before: the repeated tokens are context only
+BATCH_TOKENS = 4096  # most tokens per forward pass, padding included; a longer row is one batch
 
 
 @torch.inference_mode()
 def score(model: PreTrainedModel, rows: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, int]]:
-    """Return (summed log-probability in nats, number of tokens) per row.
+    """Return (sum of the log-probabilities in nats, number of tokens) of the scored ids in each row.
 
-    A row is (context ids, scored ids). The log-probabilities are those of the scored ids after the context. The
-    context must not be empty.
+    A row is (context ids, scored ids). The context must have at least one id.
     """
     results: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]) - len(rows[i][1]))
@@ -29,7 +28,7 @@ def score(model: PreTrainedModel, rows: Sequence[tuple[list[int], list[int]]]) -
         batch, order = order[: max(1, BATCH_TOKENS // longest)], order[max(1, BATCH_TOKENS // longest) :]
         ids = [torch.tensor(rows[i][0] + rows[i][1]) for i in batch]
         labels = [torch.tensor([IGNORE] * len(rows[i][0]) + rows[i][1]) for i in batch]
-        # Padding is on the right. Causal attention never looks to the right, so no attention mask is needed.
+        # The padding is on the right. Causal attention never looks to the right, so no attention mask is needed.
         padding = model.config.eos_token_id
         input_ids = pad_sequence(ids, batch_first=True, padding_value=padding).to(model.device)  # (batch, seq)
         targets = pad_sequence(labels, batch_first=True, padding_value=IGNORE).to(model.device)[:, 1:]
@@ -47,7 +46,7 @@ def text_bits(
 ) -> list[tuple[float, int]]:
     """Return (bits, UTF-8 bytes) per text. The bits are -log2 p of the text after `<|endoftext|>`.
 
-    A text longer than the model's positions is scored in windows that overlap by WINDOW_OVERLAP. Each token counts
+    A text longer than the model's positions is scored in overlapping windows (WINDOW_OVERLAP). Each token is scored
     once.
     """
     start_id = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
@@ -69,9 +68,9 @@ def text_bits(
 
 
 def bits_per_byte(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> float:
-    """Return the sum of -log2 p of all texts, divided by the number of their UTF-8 bytes.
+    """Return the sum of -log2 p of all texts / the number of UTF-8 bytes of all texts.
 
-    Models with different tokenizers can be compared by this figure.
+    This figure can compare models with different tokenizers.
     """
     bits, sizes = zip(*text_bits(model, tokenizer, texts), strict=True)
     return sum(bits) / sum(sizes)
@@ -80,7 +79,7 @@ def bits_per_byte(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, te
 def preference_scores(model: PreTrainedModel, pairs: Sequence[EncodedPair]) -> list[tuple[float, float, float, float]]:
     """Return (chosen sum, rejected sum, chosen mean, rejected mean) per pair: log-probabilities in nats.
 
-    A sum is over the tokens of an answer and its stop token. A mean is the sum divided by the number of these tokens.
+    A sum is over the tokens of an answer and its stop token. A mean is the sum / the number of these tokens.
     """
     rows = [(pair.prompt_ids, ids) for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)]
     scored = score(model, rows)
@@ -93,9 +92,9 @@ def preference_scores(model: PreTrainedModel, pairs: Sequence[EncodedPair]) -> l
 def choose(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, choices: Sequence[Choice], chat: bool = True
 ) -> list[int]:
-    """Return the index of the most likely option of each item.
+    """Return the index of the most likely option of each question.
 
-    The most likely option has the highest mean log-probability per token, with its stop token.
+    The most likely option has the highest mean log-probability per token. The stop token is included.
     chat: False for a base model. Raise UserError if a prompt has no room for a question.
     """
     stop = tokenizer.convert_tokens_to_ids(IM_END if chat else END_OF_TEXT)

@@ -36,11 +36,11 @@ TYPES: dict[str, type | tuple[type, ...]] = {
 NUMBER, NUMBER_OR_NULL = (int, float), (int, float, type(None))
 FIGURE_TYPES = {"value": NUMBER, "low": NUMBER_OR_NULL, "high": NUMBER_OR_NULL, "n": (int, type(None))}
 SOURCE_TYPES = {"source": str, "sha256": str, "files": int}
-DIGEST_DIGITS = 16  # the first digits of the hexadecimal sha256, as a record keeps them
+DIGEST_DIGITS = 16  # number of hexadecimal digits of a sha256 in a record
 
 
 def machine() -> str:
-    """Return the processor, the number of threads, the version of torch, and the platform."""
+    """Return a text with the processor, the number of threads, the version of torch, and the platform."""
     processor = torch.cpu.get_capabilities().get("cpu_name", platform.processor())
     return f"{processor}, {torch.get_num_threads()} threads, torch {torch.__version__}, {platform.platform()}"
 
@@ -51,7 +51,7 @@ def as_typed(text: str) -> str:
 
 
 def options(arguments: object) -> dict:
-    """Return the values of a dataclass by option name. Paths inside the project are relative, as in `as_typed`."""
+    """Return {option: value} of a dataclass. Paths inside the project are relative, as in `as_typed`."""
     typed = {}
     for name, value in asdict(arguments).items():
         value = as_typed(value) if isinstance(value, str) else value
@@ -68,7 +68,7 @@ def command_line() -> str:
 
 def commit() -> str | None:
     """Return the hash of the project's git commit. Return None if git or its repository is missing."""
-    if not (paths.ROOT / ".git").exists():  # an unpacked archive, perhaps inside another repository
+    if not (paths.ROOT / ".git").exists():  # git must not find a repository around an unpacked archive
         return None
     try:
         done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=paths.ROOT, capture_output=True, text=True)
@@ -80,7 +80,7 @@ def commit() -> str | None:
 def described(source: str) -> dict[str, str | int]:
     """Return an entry of `data`: the source as typed, the first digits of its sha256, and the number of its files.
 
-    The sha256 is over the bytes of all files of the source. Raise UserError if the source has no data.
+    The sha256 covers the bytes of all files, in the order of `find_files`. Raise UserError if the source has no data.
     """
     files = find_files([source])
     digest = hashlib.sha256()
@@ -92,7 +92,7 @@ def described(source: str) -> dict[str, str | int]:
 
 
 def as_json(figures: dict[str, Figure]) -> dict[str, dict[str, float]]:
-    """Return figures by measure as a record holds them: {measure: {"value", "low", "high", "n"}}."""
+    """Return the figures in the form of a record: {measure: {"value": ..., "low": ..., "high": ..., "n": ...}}."""
     return {key: shown._asdict() for key, shown in figures.items()}
 
 
@@ -127,14 +127,14 @@ def _check_types(values: object, types: dict, name: str) -> None:
 
 
 def check_record(record: object) -> None:
-    """Raise ValueError if a record lacks a key, or if a value has the wrong type or form. The error names the key."""
+    """Raise ValueError if a record does not have the schema of this module. The error names the key."""
     _check_types(record, TYPES, "the record")
     try:
         time.strptime(record["date"], "%Y-%m-%d")
     except ValueError as error:
         raise ValueError(f"the record: 'date' is {record['date']!r}, want YYYY-MM-DD") from error
     for source in record["data"]:
-        if not isinstance(source, str):  # in a transcribed record an entry is only a name
+        if not isinstance(source, str):  # in a transcribed record, an entry is only a name
             _check_types(source, SOURCE_TYPES, "an entry of 'data'")
     for library, number in record["versions"].items():
         _check_types({library: number}, {library: str}, "'versions'")

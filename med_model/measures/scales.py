@@ -1,4 +1,4 @@
-"""Give each measure a title, a number format and a direction, and each model a title."""
+"""Define title, number format and direction of each measure, and the title of each model."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from med_model.language import tr
 
 
 class Scale(NamedTuple):
-    """Title and number format of a measure. `better` is 1 if higher is better (↑), -1 if lower is better (↓), or 0."""
+    """The title and number format of a measure. `better`: 1 for higher (↑), -1 for lower (↓), 0 for neither."""
 
     title: str
     format: str
@@ -31,7 +31,7 @@ MEASURES = {
     "preference_accuracy_unread": Scale(tr("preference accuracy, topics never read ↑"), ".1%", 1),
     "choice_accuracy": Scale(tr("multiple choice ↑"), ".1%", 1),
 }
-SUMMARY = (  # the rows of the comparison without --all
+SUMMARY = (  # measures that the comparison shows without --all
     "bits_per_byte",
     "key_fact_recall",
     "stopped",
@@ -41,17 +41,20 @@ SUMMARY = (  # the rows of the comparison without --all
     "doses_declined",
     "preference_accuracy",
 )
-FLAW = "preference_accuracy/"  # prefix of the accuracy on the pairs with one flaw: preference_accuracy/vague
+FLAW = "preference_accuracy/"  # prefix of a key: preference_accuracy/vague is for pairs with the flaw `vague`
 
 
 def scale(key: str) -> Scale:
-    """Return the scale of a measure or of a flaw. Raise KeyError for an unknown measure."""
+    """Return the scale of a measure by its key. Raise KeyError for an unknown key."""
     if key.startswith(FLAW):
         return Scale(tr("preference accuracy, flaw {flaw} ↑", flaw=key.removeprefix(FLAW)), ".0%", 1)
     return MEASURES[key]
 
 
 def position(key: str) -> tuple[int, str]:
-    """Return the sort key of a measure for tables. The flaws follow `preference_accuracy`, in alphabetical order."""
+    """Return a value to sort measures by: the order of MEASURES, flaws directly after `preference_accuracy`.
+
+    Raise ValueError for an unknown key.
+    """
     name, _, flaw = key.partition("/")
     return list(MEASURES).index(name), flaw

@@ -1,4 +1,4 @@
-"""Print tables to the terminal: answers side by side, and figures. No line is wider than COLUMNS."""
+"""Print answers side by side, and tables of figures, to the terminal. No line is wider than COLUMNS."""
 
 import shutil
 from collections.abc import Sequence
@@ -9,22 +9,22 @@ from med_model.measures.scales import MODELS, SUMMARY, position, scale
 from med_model.screen import COLUMNS, padded, say, width, wrapped
 
 COLUMN_GAP = 2  # spaces between two columns
-MIN_COLUMN = 24  # narrowest column for answers side by side; below it they are printed one below the other
-TITLE_COLUMNS = 60  # widest title of a measure; a title with a flaw of the user's own data may be wider and is cut
+MIN_COLUMN = 24  # fewest terminal columns per answer to print answers side by side
+TITLE_COLUMNS = 60  # most terminal columns for the title of a measure: a wider title is cut
 
 Figures = dict[str, dict[str, Figure]]  # {model: {measure: figure}}
 Changes = dict[tuple[str, str], dict[str, Figure]]  # {(model before, model after): {measure: difference}}
 
 
 def shortened(text: str, columns: int) -> str:
-    """Return the text if it is one line and at most `columns` wide, else the beginning of its first line and `…`."""
+    """Return the text if it is one line of at most `columns`, else the beginning of its first line and `…`."""
     return text if width(text) <= columns and "\n" not in text else wrapped(text, columns - 1)[0] + "…"
 
 
 def print_rows(rows: Sequence[Sequence[str]], titles: dict[int, str] | None = None) -> None:
     """Print rows of cells. A column is as wide as its widest cell.
 
-    titles: {index of a row: line to print above this row}.
+    titles: {index of a row: line to print before this row}.
     """
     widths = [max(map(width, column)) for column in zip(*rows, strict=True)]
     for index, row in enumerate(rows):
@@ -35,7 +35,7 @@ def print_rows(rows: Sequence[Sequence[str]], titles: dict[int, str] | None = No
 
 
 def print_answers(questions: Sequence[str], answers: dict[str, list[str]]) -> None:
-    """Print each question, and the answers of the models below it, side by side.
+    """Print each question and then the answers of the models, side by side if the terminal is wide enough.
 
     answers: {model: [answer to the first question, ...]}.
     """
@@ -57,16 +57,16 @@ def print_answers(questions: Sequence[str], answers: dict[str, list[str]]) -> No
 
 
 def with_interval(key: str, shown: Figure, sign: str = "") -> str:
-    """Return a figure with its 95% interval, for example `61.3% [58.9, 63.5]`. Sign `+` marks positive numbers too."""
+    """Return a figure with its 95% interval, as in `61.3% [58.9, 63.5]`. With sign `+`, numbers above 0 have a `+`."""
     form = sign + scale(key).format
     low, high = (format(end, form).removesuffix("%") for end in (shown.low, shown.high))
     return f"{shown.value:{form}} [{low}, {high}]"
 
 
 def change_word(key: str, change: Figure) -> str:
-    """Return one word for a difference: "same" within the noise, else "better" or "worse".
+    """Return a word for a difference: "same" if the 95% interval contains 0, else "better" or "worse".
 
-    If neither direction of the measure is better, the word is "changed".
+    For a measure without a better direction, return "changed" instead of "better" or "worse".
     """
     better = scale(key).better
     if not outside_noise(change):
@@ -77,7 +77,7 @@ def change_word(key: str, change: Figure) -> str:
 
 
 def print_figures(measures: dict[str, Measure]) -> dict[str, Figure]:
-    """Print each measure of one model with its interval and its number of items. Return the figures by measure."""
+    """Print each measure of one model with its 95% interval and number of items. Return {measure: figure}."""
     figures = {key: figure(measured) for key, measured in measures.items()}
     print_rows(
         [
@@ -114,13 +114,13 @@ def print_summary(figures: Figures, changes: Changes) -> None:
 
 
 def print_all(figures: Figures, changes: Changes) -> None:
-    """Print one block per measure. A block has one row per model: its value, and its change from the model before.
+    """Print one block per measure, with one row per model.
 
-    Both have 95% intervals.
+    A row has the value of the model and the change from the model before, both with 95% intervals.
     """
     change_to = {after: change for (_, after), change in changes.items()}
     heading = ["", tr("value [95% CI]"), tr("change"), tr("from the row above [95% CI]")]
-    rows, titles = [heading], {}  # {index of a block's first row: its title}
+    rows, titles = [heading], {}  # {index of the first row of a block: title of the block}
     for key in measured_keys(figures):
         titles[len(rows)] = f"{shortened(scale(key).title, TITLE_COLUMNS)} (n = {_items(figures, key)})"
         for model, shown in figures.items():

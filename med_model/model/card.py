@@ -6,8 +6,8 @@ from pathlib import Path
 def model_card(title: str, metrics: dict) -> str:
     """Return the text of the card, the README.md of a published model: title, notice, and a table of `metrics`.
 
-    The table shows the numbers in `metrics`, and the figures under its key `measures` with their intervals.
-    The card is always in Chinese and English, because a published directory has readers of both languages.
+    The table has a row per number in `metrics`, and a row with an interval per figure in metrics["measures"].
+    The card is in Chinese and English, because a published directory has readers of both languages.
     """
     numbers = {name: (value,) for name, value in metrics.items() if isinstance(value, int | float)}
     measures = {

@@ -37,8 +37,8 @@ def _next_step(directory: Path) -> str:
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a directory.
 
-    Raise UserError if it is missing, if it lacks a special token or the chat template, or if its pad token is also its
-    end token.
+    Raise UserError if there is no tokenizer, or if it lacks a special token or the chat template. Also raise UserError
+    if its pad token is its end token.
     """
     directory = Path(directory)
     name = paths.shown(directory)
@@ -70,9 +70,9 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
 def load_model(directory: str | Path, dropout: float | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return the model of a directory, in float32, on the CPU and in evaluation mode, and its tokenizer.
 
-    dropout: replaces the dropout probabilities in the model's configuration, unless it is None.
-    Raise UserError if the model is missing, if the tokenizer is missing or cannot be used, or if their vocabularies
-    differ in size.
+    dropout: the new dropout probability, or None to keep those of the model's configuration.
+    Raise UserError if the model is missing, if its vocabulary and the tokenizer's differ in size, and as
+    `load_tokenizer` does.
     """
     directory = Path(directory)
     name = paths.shown(directory)
@@ -99,7 +99,7 @@ def load_model(directory: str | Path, dropout: float | None = None) -> tuple[Pre
 
 
 def sampling_defaults(tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]) -> GenerationConfig:
-    """Return the settings for generation_config.json. Chats and servers sample with them.
+    """Return the settings for generation_config.json. Chats and servers sample with these settings.
 
     stops: the texts of the stop tokens.
     """
@@ -119,7 +119,7 @@ def sampling_defaults(tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]) 
 def check_replaceable(directory: str | Path, overwrite: bool, marker: str) -> None:
     """Raise UserError if `directory` exists and must not be replaced.
 
-    It may be replaced only if --overwrite is given and if it holds the file `marker`, as outputs of this project do.
+    It may be replaced only if --overwrite is given and the file `marker` shows that this project wrote it.
     """
     directory = Path(directory)
     name = paths.shown(directory)
@@ -153,7 +153,7 @@ def publish(
 ) -> None:
     """Write weights, tokenizer, generation settings, metrics, history, loss curve and card to `directory`.
 
-    An older directory of this name is replaced at the end, after the new one is complete.
+    An old directory of this name stays until the new directory is complete.
     title: the heading of the card, in English. stops: the texts of the stop tokens.
     metrics: values for metrics.json and the card. log_history: the Trainer's log, one dict per entry.
     """

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 CHUNK_TOKENS = {"cpu": 256}  # tokens per chunk; in bfloat16, 128 are 15% slower, 512 are 2% faster but take 30 MB more
-DEFAULT_CHUNK_TOKENS = 4096  # on other devices: GPUs need large products; 4096 x 20,000 float32 logits take 330 MB
+DEFAULT_CHUNK_TOKENS = 4096  # on other devices: GPUs need large products; at 20,000 tokens the logits take 330 MB
 SOFTMAX_ROWS = {"cpu": 64}  # rows per softmax on a CPU: few enough for its cache; other devices take the whole chunk
 SUM_ROWS = 4096  # rows of the weight gradient per addition: with all rows at once the memory peak is 25 MB higher
-# Most bytes of probabilities to keep for the backward pass. If there are more, the backward pass computes them again.
+# Most bytes of probabilities to keep for the backward pass. If they need more, the backward pass computes them again.
 KEPT_PROBABILITY_BYTES = 512 * 2**20
 # Smallest probability in a logarithm. It limits the loss to 87 nats per token, and does not change the gradients.
 SMALLEST_PROBABILITY = torch.finfo(torch.float32).tiny
@@ -35,15 +35,15 @@ def compute_dtype(hidden: Tensor) -> torch.dtype:
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     if total.dtype == a.dtype:
         total.addmm_(a, b)
-    else:  # the sum is float32: each addition copies its bfloat16 product to float32, so small parts need less memory
+    else:  # total is float32 and the product is bfloat16: small parts need less memory for copies in float32
         for part, rows in zip(total.split(SUM_ROWS), a.split(SUM_ROWS), strict=True):
             part += rows @ b
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Cross-entropy of a linear output layer. Forward computes the gradient too, while it has the logits of a chunk.
+    """Compute the cross-entropy of a linear output layer. Forward also computes the gradient, chunk by chunk.
 
-    Only one backward pass is possible. It changes the saved tensors in place, and autograd refuses a second pass.
+    Only one backward pass is possible, because it changes the saved tensors in place.
     """
 
     @staticmethod
@@ -61,7 +61,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for tile, targets in zip(logits.split(softmax_rows), labels[part, None].split(softmax_rows), strict=True):
                 probs = torch.softmax(tile.float(), dim=-1)
                 loss -= probs.gather(1, targets).clamp_(min=SMALLEST_PROBABILITY).log_().sum()
-                # d loss / d logits = softmax - onehot. The gradient overwrites the logits.
+                # d loss / d logits = softmax - onehot, before the division. The gradient overwrites the logits.
                 probs.scatter_add_(1, targets, torch.full_like(targets, -1, dtype=probs.dtype))
                 tile.copy_(probs)
             torch.mm(logits, table, out=grad_rows[part])
@@ -79,9 +79,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 class _TokenLogProbs(torch.autograd.Function):
-    """log p(label) of each row. Forward keeps up to KEPT_PROBABILITY_BYTES of probabilities for the backward pass.
+    """Compute log p(label) and the entropy of each row, and whether the label is the most likely token.
 
-    Only one backward pass is possible, as in _LinearCrossEntropy.
+    Forward keeps the probabilities for the backward pass if they take at most KEPT_PROBABILITY_BYTES.
+    Then only one backward pass is possible, because it changes the probabilities in place.
     """
 
     @staticmethod
@@ -119,8 +120,8 @@ class _TokenLogProbs(torch.autograd.Function):
         for start in range(0, len(rows), step):
             part = slice(start, start + step)
             probs = kept_probs[start // step] if kept_probs else torch.softmax((rows[part] @ table.T).float(), dim=-1)
-            # d log p(label) / d logits = onehot - softmax. The incoming gradient scales tensors of (chunk, width),
-            # which are smaller than those of (chunk, vocab).
+            # d log p(label) / d logits = onehot - softmax. The incoming gradient is multiplied with tensors of
+            # (chunk, width), because tensors of (chunk, vocab) are larger.
             probs.scatter_add_(1, labels[part, None], torch.full_like(labels[part, None], -1, dtype=probs.dtype))
             minus_grad_logits = probs.to(table.dtype)
             scale = -grad_log_probs[part, None].to(table.dtype)
@@ -148,7 +149,7 @@ def linear_cross_entropy(
 def label_log_probs(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     """Return log p(label) of each row in nats, (tokens,), without gradient.
 
-    The arguments are those of token_log_probs.
+    hidden: (tokens, width), weight: (vocab, width), labels: (tokens,).
     """
     dtype, step = compute_dtype(hidden), chunk_tokens(hidden)
     table = weight.to(dtype)
@@ -169,7 +170,7 @@ def token_log_probs(hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Ten
 
 
 class _LinearKL(torch.autograd.Function):
-    """Mean KL(teacher || model) of two linear output layers. Forward computes the gradient too, chunk by chunk."""
+    """Compute the mean KL(teacher || model) of two linear output layers. Forward also computes the gradient."""
 
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor) -> Tensor:
@@ -201,7 +202,8 @@ class _LinearKL(torch.autograd.Function):
 def linear_kl(hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor) -> Tensor:
     """Return the mean over tokens of KL(teacher || model) in nats, as a float32 scalar.
 
-    The logits are `hidden @ weight.T` and `teacher_hidden @ teacher_weight.T`. The teacher gets no gradient.
+    The model's logits are `hidden @ weight.T`, the teacher's are `teacher_hidden @ teacher_weight.T`.
+    No gradient flows to the teacher.
     hidden and teacher_hidden: (tokens, width). weight and teacher_weight: (vocab, width).
     """
     return _LinearKL.apply(hidden, weight, teacher_hidden.detach(), teacher_weight.detach())

@@ -16,14 +16,14 @@ def _is_worth_showing(record: logging.LogRecord) -> bool:
 def quiet_transformers() -> None:
     """Turn off the progress bars for loading and saving, and two messages.
 
-    The bars: a model of 33 MB loads and saves quickly, and training shows the project's own bar.
+    The bars are not needed: a model of 33 MB loads and saves quickly.
 
-    PADDING_ADVICE: `GPT2Model.forward` logs it if a row without a mask begins or ends with the pad token. All rows of
-    this project are padded on the right. Causal attention never looks to the right, and a mask would make it slower.
+    `GPT2Model.forward` logs PADDING_ADVICE if a row without a mask begins or ends with the pad token. All rows of this
+    project are padded on the right. Causal attention never looks to the right, and a mask would make attention slower.
 
-    LENGTH_WARNING: the tokenizer logs it for a text with more tokens than the model has positions. The project counts
-    the tokens of a text before it cuts the text. `verbose=False` does not help: together with
-    `sanitize_control_tokens` the library ignores it.
+    The tokenizer logs LENGTH_WARNING for a text with more tokens than the model has positions. The project counts the
+    tokens of a text before it cuts the text. The option `verbose=False` does not help: the library ignores it together
+    with `sanitize_control_tokens`.
     """
     transformers.utils.logging.disable_progress_bar()
     for module in ("modeling_utils", "tokenization_utils_base"):
@@ -34,7 +34,7 @@ def expect_tied_head(model: PreTrainedModel) -> None:
     """Tell the Trainer that a checkpoint of `model` has no weights for a tied output layer.
 
     A checkpoint holds tied weights once, under the name of the embeddings, so the key of the output layer is missing.
-    `Trainer._issue_warnings_after_load` compares the missing keys with `_keys_to_ignore_on_save`. If they are equal,
-    it ties the weights again. Otherwise it warns. So any other missing key still causes the warning.
+    `Trainer._issue_warnings_after_load` compares the missing keys with `_keys_to_ignore_on_save`. If both are equal,
+    the Trainer ties the weights again. Otherwise the Trainer warns, so any other missing key still causes a warning.
     """
     model._keys_to_ignore_on_save.update(model.all_tied_weights_keys)

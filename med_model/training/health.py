@@ -1,7 +1,7 @@
-"""Warn if something goes wrong in a training, in time to stop it. A warning is one line. It names an option to change.
+"""Warn if a training goes wrong, early enough to stop the training. Each warning is one line and gives advice.
 
-The checks of the data run before the training. The callback runs during the training and reads `state.log_history`.
-A checkpoint keeps these logs, so a run continued with --resume is judged from its first step on.
+The functions `check_...` check the data before the training. TrainingHealth reads `state.log_history` during the
+training. A checkpoint contains the log history, so a resumed run is checked with the logs of all its steps.
 """
 
 import math
@@ -16,17 +16,17 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 from med_model.errors import UserError
 from med_model.language import tr
 
-# The limits of the warnings. Each limit lies well beyond the values in brackets, which are from whole healthy runs.
-SHORTENED_SHARE = 0.05  # largest share of rows that may be cut: a few long rows are normal
+# Limits of the warnings. A value in brackets was measured in healthy runs and is far from its limit.
+SHORTENED_SHARE = 0.05  # largest share of shortened rows: a few long rows are normal
 UNSTOPPED_SHARE = 0.01  # largest share of rows without a stop token: the other rows teach the model to stop
-SMOOTHED = 3  # logs per mean: a log covers few batches, and batches differ by more than training improves
-LEAST_LOGS = 5  # fewest logs to judge a trend from
-FALL_AFTER = 0.2  # share of all steps before the fall of the loss is judged: the warm-up is then over
-FALL = 0.99  # largest ratio of the newest to the first losses (0.77 to 0.84 in pre-training, 0.34 to 0.51 in SFT)
-RISE = 0.01  # largest rise of the held-out loss above its best, as a share of the best: on a plateau it rises by less
-RISE_OF_DROP = 0.05  # or, if larger, this share of the total drop so far: near a loss of 0, RISE would be too strict
-SPIKE = 10  # largest ratio of a gradient norm to the median (3.6)
-SPIKE_LOGS = 50  # number of logs in the median: only recent ones, because the gradient norm changes slowly over a run
+SMOOTHED = 3  # logs per mean: a log covers few batches, so its values are noisy
+LEAST_LOGS = 5  # fewest logs before the loss or the gradient norm is checked
+FALL_AFTER = 0.2  # share of all steps after which the fall of the loss is checked: the warm-up is then over
+FALL = 0.99  # largest mean of the last losses / mean of the first (0.77 to 0.84 in pre-training, 0.34 to 0.51 in SFT)
+RISE = 0.01  # largest rise of the held-out loss / its lowest value: on a plateau the rise is smaller
+RISE_OF_DROP = 0.05  # largest rise / total drop so far. The larger limit counts: RISE is too strict near a loss of 0
+SPIKE = 10  # largest gradient norm / median of the gradient norms before it (3.6)
+SPIKE_LOGS = 50  # most logs in the median: older logs are left out, because the gradient norm changes during a run
 
 
 class HealthLines:
@@ -43,17 +43,17 @@ class HealthLines:
         return list(self._lines.values())
 
     def warn(self, kind: str, line: str) -> None:
-        """Print and keep the line, unless there is already a line of this kind."""
+        """Keep the line, and print it on the first process. Do nothing if there is already a line of this kind."""
         assert "\n" not in line, "a warning is one line"
         if kind in self._lines:
             return
         self._lines[kind] = line
-        if os.environ.get("RANK", "0") == "0":  # set by torchrun
-            tqdm.write(tr("Warning: {line}", line=line), file=sys.stderr)  # above the bar of a running training
+        if os.environ.get("RANK", "0") == "0":  # torchrun sets RANK
+            tqdm.write(tr("Warning: {line}", line=line), file=sys.stderr)  # a plain print would break the progress bar
 
 
 def check_truncation(health: HealthLines, shortened: int, rows: int) -> None:
-    """Warn if more than SHORTENED_SHARE of the rows were cut."""
+    """Warn if more than SHORTENED_SHARE of the rows were shortened. `shortened` and `rows` are numbers of rows."""
     if shortened > SHORTENED_SHARE * rows:
         health.warn(
             "truncation",
@@ -68,7 +68,7 @@ def check_truncation(health: HealthLines, shortened: int, rows: int) -> None:
 
 
 def check_stops(health: HealthLines, labels: Iterable[list[int]], stop_ids: Collection[int]) -> None:
-    """Warn if more than UNSTOPPED_SHARE of the rows have no stop token. `labels` has a list of labels per row."""
+    """Warn if more than UNSTOPPED_SHARE of the rows have no stop token. `labels` has one list per row."""
     stops = set(stop_ids)
     unstopped = [stops.isdisjoint(row) for row in labels]
     if sum(unstopped) > UNSTOPPED_SHARE * len(unstopped):
@@ -85,7 +85,7 @@ def check_stops(health: HealthLines, labels: Iterable[list[int]], stop_ids: Coll
 
 
 def _squeezed(record: Hashable) -> Hashable:
-    """Return a record without white space, because copies often differ in line ends only.
+    """Return a record without white space. Copies of a text often differ only in white space.
 
     A record is a text or a tuple of texts.
     """
@@ -95,7 +95,10 @@ def _squeezed(record: Hashable) -> Hashable:
 
 
 def check_overlap(health: HealthLines, training: Iterable[Hashable], heldout: Iterable[Hashable]) -> None:
-    """Warn if held-out records are also in the training data. A record is a text or a tuple of texts."""
+    """Warn if held-out records are also in the training data. White space is ignored.
+
+    A record is a text or a tuple of texts.
+    """
     wanted = [_squeezed(record) for record in heldout]
     seen = set(wanted).intersection(map(_squeezed, training))
     if found := sum(record in seen for record in wanted):
@@ -111,7 +114,7 @@ def check_overlap(health: HealthLines, training: Iterable[Hashable], heldout: It
 
 
 def logged(state: TrainerState, key: str) -> list[tuple[int, float]]:
-    """Return (step, value) for every log so far that has `key`."""
+    """Return (step, value) of each log that has `key`, the oldest log first."""
     return [(entry["step"], entry[key]) for entry in state.log_history if key in entry]
 
 
@@ -121,10 +124,10 @@ def recent_mean(series: list[tuple[int, float]]) -> float:
 
 
 class TrainingHealth(TrainerCallback):
-    """Watch the loss and the gradient norm.
+    """Warn if the loss or the gradient norm of a training is not as in a healthy run.
 
-    falls: False for DPO. In a healthy DPO run the training loss moves little, and the held-out loss rises.
-    Raise UserError if a loss or a gradient norm is not finite: the training ends, and nothing is published.
+    falls: False for DPO. In a healthy DPO run the training loss changes little, and the held-out loss rises.
+    Raise UserError if a loss is not finite. Without fp16, also raise UserError if a gradient norm is not finite.
     """
 
     def __init__(self, health: HealthLines, falls: bool = True):
@@ -143,7 +146,7 @@ class TrainingHealth(TrainerCallback):
             self._check_overfitting(args, state)
 
     def _check_finite(self, args: TrainingArguments, state: TrainerState, logs: dict[str, float]) -> None:
-        # With fp16 the first gradients overflow until the loss scale is found, and the Trainer skips those steps.
+        # With fp16 the first gradients may overflow. The Trainer skips these steps and lowers the loss scale.
         keys = ("loss", "eval_loss", "train_loss", *(() if args.fp16 else ("grad_norm",)))
         for key in keys:
             if key in logs and not math.isfinite(logs[key]):
@@ -163,7 +166,7 @@ class TrainingHealth(TrainerCallback):
         losses = logged(state, "loss")
         if len(losses) < LEAST_LOGS or state.global_step < FALL_AFTER * state.max_steps:
             return
-        # Each mean is over a fifth of the logs. If rows are grouped by length, the loss differs much from log to log.
+        # Each mean covers a fifth of the logs, or SMOOTHED logs if a fifth is fewer. A single log is too noisy.
         count = max(SMOOTHED, len(losses) // 5)
         first, last = (statistics.fmean(loss for _, loss in part) for part in (losses[:count], losses[-count:]))
         if last >= FALL * first:
@@ -201,7 +204,7 @@ class TrainingHealth(TrainerCallback):
         (best_step, best), (step, now) = min(heldout, key=lambda point: point[1]), heldout[-1]
         until_best = [point for point in losses if point[0] <= best_step]
         limit = best + max(RISE * best, RISE_OF_DROP * (heldout[0][1] - best))
-        # In a healthy DPO run (`falls` is False) the held-out loss rises: answers not trained on grow less likely.
+        # In a healthy DPO run (`falls` is False) the held-out loss rises: held-out answers become less likely.
         if not self.falls or now <= limit or not until_best or recent_mean(losses) >= recent_mean(until_best):
             return
         if args.load_best_model_at_end:

@@ -1,7 +1,7 @@
 """Define one optimizer for the Trainer: Muon updates the matrices of the layers, AdamW updates all other parameters.
 
-Muon is from K. Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks". Its update is scaled to
-the size of AdamW's update, as in J. Liu et al. 2025, "Muon is scalable for LLM training", section 2.2.
+Muon is from K. Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks". Muon's update is scaled
+to the size of AdamW's update, as in J. Liu et al. 2025, "Muon is scalable for LLM training", section 2.2.
 """
 
 import torch
@@ -14,14 +14,15 @@ from med_model.language import tr
 from med_model.model.device import multiplies_bf16
 
 MUON_HELP = tr("Muon for the matrices of the layers and AdamW for the rest; --muon False takes --optim.")
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of x, x^3, x^5, with a steep slope at zero (Jordan et al.)
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of x, x^3 and x^5 (Jordan et al. 2024)
 NEWTON_SCHULZ_STEPS = 5
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
-    """Return matrices with the same singular vectors, and singular values of about 1, by Newton-Schulz iterations.
+    """Return the matrices with all singular values changed to about 1. The singular vectors stay the same.
 
-    matrices: (batch, rows, columns) with rows <= columns. The result has the same shape and dtype.
+    Newton-Schulz iterations compute the result. Its shape and dtype are those of `matrices`.
+    matrices: (batch, rows, columns) with rows <= columns.
     """
     a, b, c = NEWTON_SCHULZ
     x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -35,7 +36,8 @@ def orthogonalized(matrices: Tensor) -> Tensor:
 class MuonWithAdamW(Optimizer):
     """Update the matrices of the layers by Muon, and all other parameters by AdamW.
 
-    Both can use the same learning rate: Muon's update is scaled to the root mean square of a typical AdamW update.
+    Muon and AdamW use the same learning rate. Muon's update is scaled to the root mean square of a typical AdamW
+    update.
     """
 
     MUON_MOMENTUM = 0.95
@@ -67,8 +69,8 @@ class MuonWithAdamW(Optimizer):
     def _muon_step(self, parameters: list[Tensor], group: dict) -> None:
         """Update the matrices of the layers.
 
-        Matrices of one shape, or of the transposed shape, are stacked and orthogonalized together: a single product of
-        this size is too small to keep all cores busy.
+        Matrices of the same shape, or of the transposed shape, are orthogonalized in one batch. The product of a
+        single matrix is too small to keep all cores busy.
         """
         batches: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
         for parameter in parameters:
@@ -76,13 +78,13 @@ class MuonWithAdamW(Optimizer):
             if not state:
                 state["momentum"] = torch.zeros_like(parameter)
             momentum = state["momentum"].lerp_(parameter.grad, 1 - self.MUON_MOMENTUM)
-            direction = parameter.grad.lerp(momentum, self.MUON_MOMENTUM)  # Nesterov
+            direction = parameter.grad.lerp(momentum, self.MUON_MOMENTUM)  # Nesterov momentum
             wide = direction if direction.size(0) <= direction.size(1) else direction.T
             batches.setdefault(tuple(wide.shape), []).append((parameter, wide))
         for shape, batch in batches.items():
             directions = torch.stack([wide for _, wide in batch])  # (batch, rows, columns), rows <= columns
-            # torch.optim.Muon computes in bfloat16 too. Without hardware for it bfloat16 is slower than float32.
-            # Measured on two cores with AMX: all matrices of the model take 14 ms in bfloat16, 57 ms in float32.
+            # torch.optim.Muon computes in bfloat16 too. On hardware without bfloat16 products, float32 is faster.
+            # On two cores with AMX, all matrices of the model take 14 ms in bfloat16 and 57 ms in float32.
             dtype = torch.bfloat16 if multiplies_bf16(directions.device.type) else torch.float32
             directions = orthogonalized(directions.to(dtype))
             step_size = group["lr"] * self.MUON_RMS * max(shape) ** 0.5
@@ -117,9 +119,9 @@ class MuonWithAdamW(Optimizer):
 
 
 def optimizers_for(model: PreTrainedModel, training: TrainingArguments) -> tuple[Optimizer | None, None]:
-    """Return (optimizer, None) for the Trainer's argument `optimizers`: Muon with AdamW if `training.muon` is True.
+    """Return the Trainer's argument `optimizers`: (MuonWithAdamW, None) with --muon True, else (None, None).
 
-    Else return (None, None). The Trainer then makes the optimizer of its option --optim.
+    For each None, the Trainer makes its own: the optimizer of --optim, and the schedule of the learning rate.
     """
     if not training.muon:
         return None, None

@@ -1,4 +1,4 @@
-"""Warn if a DPO training goes wrong: watch its rewards, and how far the answers move from those of the SFT model."""
+"""Warn if a DPO training goes wrong. The rewards, the KL and the length of the answers are checked."""
 
 import statistics
 
@@ -11,21 +11,21 @@ from med_model.language import tr
 from med_model.measures.likelihood import score
 from med_model.training.health import SMOOTHED, HealthLines, logged, recent_mean
 
-# The limits of the warnings. Each limit lies well beyond the values in brackets, which are from whole healthy runs.
-FLAT_AFTER = 1 / 3  # share of all steps before the margin is judged: the learning rate has then passed its peak
-FLAT_MARGIN = 0.02  # smallest reward margin: below it the sigmoid loss is about that of a random guess, ln 2 (0.10)
-CHOSEN_FALL = -25  # lowest reward of chosen answers / beta, in nats per answer: one limit for every beta (-8)
-ANSWER_TOKENS = 200  # longest answer, as in the measures of the stages
+# Limits of the warnings. A value in brackets was measured in healthy runs and is far from its limit.
+FLAT_AFTER = 1 / 3  # share of all steps after which the margin is checked: the learning rate is then past its peak
+FLAT_MARGIN = 0.02  # smallest size of the reward margin: near 0 the sigmoid loss is ln 2, as for a guess (0.10)
+CHOSEN_FALL = -25  # lowest reward of the chosen answers / beta, in nats per answer (-8)
+ANSWER_TOKENS = 200  # longest answer in tokens, as in measures/evaluate.py
 LENGTH_DRIFT = 0.25  # largest change of the answer length / length at the start (0.02)
-MAX_KL = 0.5  # largest KL in nats per token: a token is then 1.6 times as likely as under the reference (0.04)
+MAX_KL = 0.5  # largest KL in nats per token: a token is then 1.6 times as likely as under the reference model (0.04)
 
 
 class PreferenceHealth(TrainerCallback):
-    """Watch the rewards of DPO. A reward is beta times the log-ratio of policy and reference.
+    """Warn about the rewards of DPO. A reward is beta * (log p(answer) - log p_reference(answer)).
 
-    The reward margin is checked on training pairs and on held-out pairs. The reward of the chosen answers is checked
-    on training pairs only. In a healthy run the chosen answers of held-out pairs grow less likely, because they are
-    new text (rewards/chosen was -1.0 on held-out pairs and 0.0 on training pairs).
+    The reward margin is reward(chosen) - reward(rejected). The margin is checked on training and held-out pairs.
+    The reward of the chosen answers is checked on training pairs only. On held-out pairs this reward falls in healthy
+    runs too: it was -1.0 on held-out pairs and 0.0 on training pairs.
     """
 
     def __init__(self, health: HealthLines):
@@ -33,7 +33,7 @@ class PreferenceHealth(TrainerCallback):
 
     def on_log(self, args, state, control, logs, **kwargs):
         late = 0 < FLAT_AFTER * state.max_steps <= state.global_step
-        # A training log covers few pairs, so several are averaged. An evaluation covers all of its pairs.
+        # A training log covers few pairs, so SMOOTHED logs are averaged. An evaluation covers all held-out pairs.
         for prefix, data, count in (("", tr("training"), SMOOTHED), ("eval_", tr("held-out"), 1)):
             margins = logged(state, f"{prefix}rewards/margins")
             if f"{prefix}rewards/margins" in logs and late and len(margins) >= count:
@@ -76,15 +76,16 @@ class PreferenceHealth(TrainerCallback):
 
 
 class AnswerDrift(TrainerCallback):
-    """Measure at each evaluation of DPO how far the answers have moved from those of the reference model.
+    """Measure the answers at each evaluation of DPO. Warn if the answers differ too much from the reference model's.
 
-    Two figures are measured: the length of the answers, and the KL. The KL is Schulman's k1 ("Approximating KL
-    Divergence", 2020): log p(answer) - log p_reference(answer), in nats per token of each answer, averaged over the
-    answers. The answers are greedy, not sampled. So the estimate is biased, but the same model always gets the same
-    figure. The length at the start is that of the reference model's answers, so a resumed run has the same start.
+    Two figures are measured: the mean length of the answers in tokens, and the KL in nats per token. The KL of an
+    answer is (log p(answer) - log p_reference(answer)) / number of tokens. This is the estimate k1 of Schulman 2020,
+    "Approximating KL Divergence". The KL is averaged over the answers.
+    The answers are greedy. So the KL is biased, but the same model always has the same KL.
+    The start length is that of the reference model's answers. So a resumed run has the same start length.
     Only the first process generates answers.
 
-    prompts: input_ids, one list per question. Each must leave room for an answer.
+    prompts: one list of input_ids per question. A prompt must be shorter than the model's positions.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class AnswerDrift(TrainerCallback):
         self.kl, self.length, self.start_length = 0.0, 0.0, 0.0
 
     def _answers(self, model: PreTrainedModel) -> list[tuple[list[int], list[int]]]:
-        """Return the input_ids of (prompt, answer with its stop token) for each prompt, the longest prompt first."""
+        """Return (prompt, answer) as input_ids, the longest prompt first. An answer includes its stop token."""
         stops = set(self.settings.eos_token_id)
         prompts, rows = sorted(self.prompts, key=len, reverse=True), []
         for start in range(0, len(prompts), BATCH_SIZE):
@@ -112,7 +113,7 @@ class AnswerDrift(TrainerCallback):
         return rows
 
     def measure(self, model: PreTrainedModel) -> None:
-        """Set `kl` (nats per token) and `length` (tokens per answer) to the present values of `model`."""
+        """Set `kl` (nats per token) and `length` (tokens per answer) to the values of `model`."""
         training = model.training
         rows = self._answers(model.eval())
         scores = zip(score(model, rows), score(self.reference, rows), strict=True)
@@ -121,7 +122,7 @@ class AnswerDrift(TrainerCallback):
         model.train(training)
 
     def metrics(self) -> dict[str, float]:
-        """Return the last KL (nats per token) and both lengths (tokens per answer), for metrics.json."""
+        """Return the values for metrics.json: the last KL (nats per token), the last length and the start length."""
         return {
             "kl_to_sft_model": self.kl,
             "answer_tokens": self.length,

@@ -1,4 +1,4 @@
-"""Print the lines to read before a stage trains: device, versions, memory, disk space and size of the training."""
+"""Print device, versions, memory, disk space and size of a training before it starts."""
 
 import importlib.metadata
 import math
@@ -22,11 +22,11 @@ from med_model.screen import say
 from med_model.training.muon import MuonWithAdamW
 from med_model.training.progress import Workload, count_steps
 
-FIRST_STEP_BYTES = 50_000_000  # bytes that the first step adds at any size: measured with one row of 16 tokens
+FIRST_STEP_BYTES = 50_000_000  # memory that the first step adds for any batch: measured with one row of 16 tokens
 
 
 def check_versions() -> list[str]:
-    """Return a line for each package of requirements.txt that is missing or outside of its version range."""
+    """Return one line per package of requirements.txt that is missing or has a version out of range."""
     lines = []
     for line in (paths.ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines():
         line = line.partition("#")[0].strip()
@@ -53,28 +53,29 @@ def check_versions() -> list[str]:
 
 
 def _optimizer_bytes(trainer: Trainer) -> int:
-    """Return the bytes of the optimizer's states: 8 per parameter for AdamW's two moments, 4 for Muon's momentum."""
-    if not isinstance(trainer.optimizer, MuonWithAdamW):  # AdamW, or None: the Trainer makes it later
+    """Return the bytes of the optimizer's states: per parameter 8 for AdamW's moments, 4 for Muon's momentum."""
+    if not isinstance(trainer.optimizer, MuonWithAdamW):  # AdamW, or None until the Trainer makes AdamW
         return 8 * trainer.model.num_parameters()
     groups = trainer.optimizer.param_groups
     return sum((4 if group["muon"] else 8) * parameter.numel() for group in groups for parameter in group["params"])
 
 
 def _checkpoints_at_once(training: TrainingArguments) -> int:
-    """Return the largest number of checkpoints that are on disk at one time, with the one being written."""
+    """Return the largest number of checkpoints on disk at one time, including the one being written."""
     if training.save_strategy == "no":
         return 0
-    # Without a limit all checkpoints stay. If save_steps is 1 or more, it is a number of steps: count one checkpoint.
+    # Without a limit all checkpoints stay. A save_steps below 1 is a share of all steps. With other values, only one
+    # checkpoint is counted.
     if not training.save_total_limit:
         return math.ceil(max(1, 1 / training.save_steps))
-    # The best and the last checkpoint stay even if the limit is 1.
+    # With load_best_model_at_end the best and the last checkpoint stay, even if the limit is 1.
     return max(training.save_total_limit, 1 + training.load_best_model_at_end) + 1
 
 
 def disk_needs(trainer: Trainer, output_model: str | Path) -> list[tuple[Path, int, int]]:
     """Return (folder, bytes needed, bytes free) for each file system that the stage writes to.
 
-    The space of old checkpoints counts as free: --overwrite removes them, and with --resume new ones replace them.
+    Old checkpoints count as free space: --overwrite removes them, and a resumed run replaces them.
     """
     weights = 4 * trainer.model.num_parameters()
     checkpoint = weights + _optimizer_bytes(trainer)
@@ -114,31 +115,31 @@ def _gb(size: float) -> str:
 
 
 def _held_bytes(device: torch.device) -> int:
-    """Return the bytes that the process holds now, with its weights: GPU memory on a GPU, else RAM."""
+    """Return the bytes of memory that the process uses now, in GPU memory on a GPU, else in RAM."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
 
 
 def _kept_for_backward(model: PreTrainedModel, training: TrainingArguments, rows: int, workload: Workload) -> int:
-    """Return the bytes that the layers keep for the backward pass, for `rows` rows of the longest length.
+    """Return the bytes kept for the backward pass: `rows` rows of the longest length, and the retention tokens.
 
-    d is n_embd, i is n_inner. m is the number of bytes per number in the products: 2 under autocast, else 4.
-    Each layer keeps per token:
+    d is n_embd, i is n_inner. m is the size in bytes of a number in matrix products: 2 under autocast, else 4.
+    Each layer keeps these bytes per token:
     - 8 d for the inputs of its two norms, in float32;
     - 6 m d for the outputs of the two norms, for q, k and v, and for the output of the attention;
     - 2 m i for the input and the output of the nonlinearity;
     - with dropout, 2 m d for its two masks.
 
-    A CPU does not fuse attention with dropout. Each layer then keeps three float32 matrices (length, length) per head:
-    the probabilities, the mask, and their product. One layer needs three more while it computes them.
+    With dropout in the attention, a CPU keeps three float32 matrices (length, length) per head and layer: the
+    probabilities, the mask, and their product. The layer at work needs three more matrices per head.
     """
     config, d, m = model.config, model.config.n_embd, 2 if training.bf16 or training.fp16 else 4
-    # Read the dropout from the modules: TRL's --disable_dropout sets it to 0 there, but not in the configuration.
+    # Read the dropout from the modules: TRL's --disable_dropout changes the modules, but not the configuration.
     active = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Dropout) and module.p]
     in_attention = [name for name in active if name.endswith("attn_dropout")]
     dropout, attention_dropout = len(active) > len(in_attention), bool(in_attention)
     per_layer = 8 * d + m * (6 * d + 2 * (config.n_inner or 4 * d)) + (2 * m * d if dropout else 0)
-    # 20 d are five float32 vectors per token: the embedding, the input and the output of the last norm, the row at the
-    # head, and its gradient.
+    # 20 d is the size of five float32 vectors per token: the embedding, the input and the output of the last norm, the
+    # input of the head, and the gradient of this input.
     kept = (rows * workload.longest + workload.retention_tokens) * (config.n_layer * per_layer + 20 * d)
     if attention_dropout and training.device.type == "cpu":
         squares = rows * workload.longest**2 + workload.retention_tokens**2
@@ -147,18 +148,17 @@ def _kept_for_backward(model: PreTrainedModel, training: TrainingArguments, rows
 
 
 def memory_estimate(trainer: Trainer, workload: Workload) -> int:
-    """Return the bytes at the peak of training a GPT-2 with the chunked head on the longest rows of the workload.
+    """Return the peak memory in bytes of training a GPT-2 with the chunked head on the longest rows of the workload.
 
-    The process holds the weights already. The training adds these:
+    To the memory that the process uses already, the training adds:
     - the gradients and the optimizer states;
-    - a second gradient of the embedding, before it is added to that of the tied head;
-    - under autocast, copies of the weights in bfloat16;
+    - a second gradient of the embedding: the tied head has its own gradient until both are added;
+    - under autocast, copies of the weights in 16 bits;
     - the activations that the layers keep for the backward pass;
-    - the logits and the probabilities of one chunk in the head;
-    - with TRL's losses, the probabilities of all tokens with a label, up to KEPT_PROBABILITY_BYTES.
+    - the logits and the probabilities of one chunk in the head, and the tensors of the KL regularization;
+    - with TRL's losses, the probabilities of all tokens with a label, at most KEPT_PROBABILITY_BYTES.
 
-    Every token counts as one with a label. docs/en/health.md compares the estimate with measured peaks. No GPU was
-    measured.
+    The estimate assumes a label at every token. docs/en/health.md compares the estimate with measured peaks on CPUs.
     """
     model, training = trainer.model, trainer.args
     vocabulary, mixed = model.config.vocab_size, training.bf16 or training.fp16
@@ -167,13 +167,13 @@ def memory_estimate(trainer: Trainer, workload: Workload) -> int:
     tokens = rows * workload.longest
     table, weights = 4 * vocabulary * model.config.n_embd, 4 * model.num_parameters()
 
-    standing = weights + _optimizer_bytes(trainer) + table + (weights // 2 if mixed else 0)  # bfloat16 copies
+    standing = weights + _optimizer_bytes(trainer) + table + (weights // 2 if mixed else 0)
     chunk = CHUNK_TOKENS.get(training.device.type, DEFAULT_CHUNK_TOKENS)
     head = min(tokens, chunk) * vocabulary * ((2 if mixed else 4) + (8 if by_trl else 4))
     if by_trl:
         head += min(4 * tokens * vocabulary, KEPT_PROBABILITY_BYTES)
-    # The KL regularization needs five float32 tensors (chunk, vocab), and three as large as the embedding: the
-    # embeddings of both models in the precision of the products, and one more gradient.
+    # The KL regularization needs five float32 tensors (chunk, vocab), and about three tensors of the size of the
+    # embedding: one more gradient, its product per chunk, and under autocast bfloat16 copies of both embeddings.
     if workload.retention_tokens:
         head += min(workload.retention_tokens, chunk) * vocabulary * 20 + 3 * table
     kept = _kept_for_backward(model, training, rows, workload)
@@ -181,9 +181,9 @@ def memory_estimate(trainer: Trainer, workload: Workload) -> int:
 
 
 def smaller_batch(training: TrainingArguments) -> str:
-    """Return the advice for too little memory: half of the batch, and twice the gradient accumulation.
+    """Return advice for too little memory: to halve the batch and double the gradient accumulation.
 
-    If a batch is one row already, return the advice to use shorter rows or a smaller model.
+    If a batch has only one row, the advice is to use shorter rows or a smaller model.
     """
     smaller, accumulation = training.per_device_train_batch_size // 2, training.gradient_accumulation_steps
     if not smaller:
@@ -194,7 +194,7 @@ def smaller_batch(training: TrainingArguments) -> str:
 
 def _say_memory(trainer: Trainer, workload: Workload) -> None:
     device = trainer.args.device
-    # The number of processes that share the memory. Each GPU has one process.
+    # This is the number of processes that share one memory. Each GPU has one process.
     processes = 1 if device.type == "cuda" else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     held, estimate = _held_bytes(device), memory_estimate(trainer, workload)
     if device.type == "cuda":
@@ -208,7 +208,7 @@ def _say_memory(trainer: Trainer, workload: Workload) -> None:
 
 
 def preflight(trainer: Trainer, output_model: str | Path, workload: Workload) -> None:
-    """Print device, versions, memory, disk space and the size of the training. Raise UserError as check_disk does."""
+    """Print device, versions, memory, disk space and size of the training. Raise UserError if the disk is too full."""
     training = trainer.args
     precision = "bf16" if training.bf16 else "fp16" if training.fp16 else "fp32"
     say(

@@ -1,4 +1,4 @@
-"""Show the progress of a training: a bar, a log file, and the time left after the first steps."""
+"""Show the progress of a training in a bar and a log file. After the first steps, print the time left."""
 
 import json
 import math
@@ -13,21 +13,21 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from med_model.language import tr
 from med_model.screen import say
 
-TIMED_STEPS = 3  # steps 2 to 4 of a run: step 1 warms up and, with rows grouped by length, has the longest batch
-EVALUATION_SHARE = 1 / 3  # time per held-out token / time per training token: there is no backward pass
+TIMED_STEPS = 3  # steps 2 to 4 of a run are timed: step 1 warms up, and it may have the longest batch
+EVALUATION_SHARE = 1 / 3  # time per held-out token / time per training token: an evaluation has no backward pass
 
 
 class Workload(NamedTuple):
     """The size of a training, in input tokens."""
 
-    tokens: int  # per epoch
+    tokens: int  # in one epoch
     longest: int  # in the longest row
-    heldout_tokens: int = 0  # per evaluation
-    retention_tokens: int = 0  # of plain text per batch, for the KL regularization
+    heldout_tokens: int = 0  # in one evaluation
+    retention_tokens: int = 0  # in the plain text of one batch, for the KL regularization
 
 
 def count_steps(trainer: Trainer) -> tuple[int, int]:
-    """Return (steps per epoch, steps of the whole training), as the Trainer counts them."""
+    """Return (steps per epoch, steps of the whole training), counted as the Trainer does."""
     training = trainer.args
     batches = len(trainer.train_dataset) / (training.train_batch_size * training.world_size)
     batches = math.floor(batches) if training.dataloader_drop_last else math.ceil(batches)
@@ -42,14 +42,14 @@ def count_evaluations(training: TrainingArguments, epoch: int, steps: int) -> in
     if training.eval_strategy == "epoch":
         return math.ceil(steps / epoch)
     every = training.eval_steps if training.eval_steps >= 1 else math.ceil(training.eval_steps * steps)
-    return math.ceil(steps / every)  # the last one is always at the end
+    return math.ceil(steps / every)  # the Trainer always evaluates after the last step
 
 
 class TimeLeft(TrainerCallback):
-    """Time the first steps of this run, print the time left after them, and stop there in a dry run.
+    """Time the first steps of this run, then print the time left. A dry run stops after these steps.
 
-    A dry run neither evaluates nor saves. Add this callback after the others: it must run after the Trainer's own
-    callback, which sets the same control flags.
+    A dry run does not evaluate, save or log. Add this callback last: the Trainer's own callback sets the same control
+    flags, and must run before this one.
     """
 
     def __init__(self, trainer: Trainer, workload: Workload, dry_run: bool):
@@ -98,7 +98,7 @@ class TimeLeft(TrainerCallback):
 
 
 class ProgressLine(TrainerCallback):
-    """Show a bar with loss, held-out loss and tokens per second. Without a terminal, print one line per log."""
+    """Show a bar with the last figures and the tokens per second. If the bar is off, print one line per log."""
 
     NAMES = {
         "loss": tr("loss"),
@@ -112,7 +112,7 @@ class ProgressLine(TrainerCallback):
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, disable=hidden, dynamic_ncols=True)
         self.figures: dict[str, str] = {}
         self.begin, self.begin_step, self.begin_tokens = time.time(), state.global_step, state.num_input_tokens_seen
-        self.step_seconds = 0.0  # seconds in steps, without evaluation and saving
+        self.step_seconds = 0.0  # time of the steps, without evaluation and saving
         self.ended = False
 
     def on_step_begin(self, args, state, control, **kwargs):
@@ -123,7 +123,7 @@ class ProgressLine(TrainerCallback):
         self.bar.update(state.global_step - self.bar.n)
 
     def on_log(self, args, state, control, logs, **kwargs):
-        if self.ended or not state.is_world_process_zero or "train_loss" in logs:  # train_loss: a summary
+        if self.ended or not state.is_world_process_zero or "train_loss" in logs:  # the last log is a summary
             return
         self.figures |= {key: f"{logs[key]:.3f}" for key in self.NAMES if key in logs}
         tokens = state.num_input_tokens_seen - self.begin_tokens
@@ -138,12 +138,12 @@ class ProgressLine(TrainerCallback):
             say(f"[{state.global_step}/{state.max_steps}] {figures}  {left}")
 
     def on_train_end(self, args, state, control, **kwargs):
-        self.ended = True  # an evaluation may follow after the end of training, and it also calls on_log
+        self.ended = True  # an evaluation after the training also calls on_log
         self.bar.close()
 
 
 class LogFile(TrainerCallback):
-    """Write `output_dir/log.jsonl`, one line per log. In a resumed run the file begins with the checkpoint's logs."""
+    """Write `output_dir/log.jsonl`, one line per log. A resumed run first writes the logs of its checkpoint."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:

@@ -23,9 +23,9 @@ def reference_scores(
 ) -> list[tuple[float, float]]:
     """Return (chosen, rejected) per pair: the summed log-probabilities in nats under the reference model.
 
-    If an earlier run has written them to a file in `output_dir`, they are read from it. Else they are computed and
-    written. They are computed in the precision of the training, so that policy and reference are equal at the start.
-    The name of the file has a hash of weights, input_ids and precision, so a file of other data is never read.
+    If a file in `output_dir` has the log-probabilities, read that file. Else compute the log-probabilities, and write
+    the file. The precision is that of the training, so that policy and reference are equal at the start. The file
+    name contains a hash of weights, input_ids and precision. So a file with other data is never read.
     """
     folder = Path(training.output_dir)
     digest = hashlib.sha256(repr((pairs, training.bf16)).encode())

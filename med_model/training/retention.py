@@ -1,13 +1,13 @@
-"""Keep the language of an earlier model in SFT and DPO: KL regularization on plain text, and weight averaging.
+"""Keep the predictions on plain text close to those of an earlier model, by KL regularization and weight averaging.
 
-Fine-tuning on questions alone ruins the predictions of a small model on text (docs/en/recipes.md has the figures).
-Mixing the old text into the batches does not help: the model reads it even more often and learns it by heart. KL
-regularization does help. The model and an earlier model (the teacher) read a block of the old text. The loss gets a
-term: the Kullback-Leibler divergence between their predictions, averaged over the positions of the block (Li and
-Hoiem 2016, "Learning without Forgetting").
+After fine-tuning on questions alone, a small model predicts plain text much worse (figures: docs/en/recipes.md).
+Training on the old text again does not help, because the model learns the text by heart. KL regularization helps. The
+model and an earlier model (the teacher) read the same block of the old text. The loss gets one more term: the mean
+Kullback-Leibler divergence between the two predictions (Li and Hoiem 2016, "Learning without Forgetting").
 
-DPO also averages weights. It publishes a model on the straight line between the weights before DPO and those after it.
-The first part of this line gains more than it costs (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
+DPO also uses weight averaging. The published weights are a weighted mean of the weights before and after DPO. The mean
+keeps most of the gained accuracy and restores most of the lost recall (docs/en/recipes.md). The method is from
+Wortsman et al. 2022, "Robust fine-tuning of zero-shot models".
 """
 
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ RETENTION_TOKENS = 256  # tokens of plain text per batch
 
 @dataclass
 class RetentionArguments(StageArguments):
-    """Options of the stages with KL regularization, SFT and DPO. Raise UserError if the temperature is not above 0."""
+    """Options of SFT and DPO, which use KL regularization. Raise UserError if the temperature is 0 or less."""
 
     text: list[str] | None = field(
         default=None,
@@ -66,9 +66,10 @@ class RetentionArguments(StageArguments):
 
 
 class Retention:
-    """The KL regularization of a model towards its teacher. Each call of `loss` reads a random block of plain text.
+    """Compute the KL term that keeps the predictions of a model close to those of its teacher.
 
-    weight: factor of the KL divergence. temperature: divisor of the teacher's logits.
+    teacher: an earlier model. blocks: the plain text. weight: factor of the KL divergence. temperature: divisor of the
+    teacher's logits.
     """
 
     def __init__(self, teacher: PreTrainedModel, blocks: PackedBlocks, weight: float, temperature: float = 1.0):
@@ -76,13 +77,13 @@ class Retention:
         self.weight, self.temperature = weight, temperature
 
     def loss(self, model: PreTrainedModel) -> Tensor:
-        """Return the weighted KL(teacher || model) in nats per token, a scalar with gradient.
+        """Return the weighted KL(teacher || model) on a random block, in nats per token: a scalar with gradient.
 
-        torch's random generator draws the block. A checkpoint saves this generator, so a resumed run draws the same.
+        torch's random generator draws the block. Checkpoints save its state, so a resumed run draws the same blocks.
         """
         index = int(torch.randint(len(self.blocks), ()))
         input_ids = self.blocks[index]["input_ids"][None].to(model.device)  # (1, block)
-        # Without dropout, the term regularizes the model as it will be used, and a CPU computes it faster.
+        # Dropout is off: the published model runs without dropout, and a CPU is faster without dropout.
         training = model.training
         hidden = model.eval().base_model(input_ids=input_ids, use_cache=False).last_hidden_state[0]  # (block, width)
         model.train(training)
@@ -90,16 +91,16 @@ class Retention:
             teacher_hidden = self.teacher.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[0]
         weight = model.get_output_embeddings().weight
         teacher_weight = self.teacher.get_output_embeddings().weight
-        # The head is linear: dividing the teacher's hidden states divides its logits.
+        # The head is linear, so this division also divides the teacher's logits.
         return self.weight * linear_kl(hidden, weight, teacher_hidden / self.temperature, teacher_weight)
 
 
 @torch.no_grad()
 def interpolate(model: PreTrainedModel, start: PreTrainedModel, share: float, embedding_share: float) -> None:
-    """Move the weights of `model` back towards `start`: keep `share` of their change, `embedding_share` in embeddings.
+    """Change each weight of `model` in place to `start + share * (model - start)`: weight averaging.
 
-    This is the weight averaging of Wortsman et al. 2022. `model` is changed in place. Both models must have the same
-    parameters in the same order. Raise ValueError if their numbers of parameters differ.
+    Embeddings use `embedding_share` instead of `share`. The source is Wortsman et al. 2022. Both models must have the
+    same parameters in the same order. Raise ValueError if the numbers of parameters differ.
     """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
     for parameter, before in zip(model.parameters(), start.parameters(), strict=True):
@@ -110,9 +111,10 @@ def interpolate(model: PreTrainedModel, start: PreTrainedModel, share: float, em
 def new_retention(
     stage: RetentionArguments, tokenizer: PreTrainedTokenizerBase, device: torch.device
 ) -> Retention | None:
-    """Return the KL regularization of a stage, with its teacher and text loaded. Return None if its weight is 0.
+    """Load teacher and text, and return the KL regularization of a stage. Return None if --retention is 0.
 
-    Raise UserError if there is no usable text or teacher, or if the vocabularies of teacher and stage differ.
+    Raise UserError if there is no usable text, if the teacher cannot be loaded, or if its vocabulary is not the one of
+    `tokenizer`.
     """
     if not stage.retention:
         return None

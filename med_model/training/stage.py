@@ -1,4 +1,4 @@
-"""Give the three training scripts their common parts: options, resuming, training, and publishing the model."""
+"""Define the common parts of the three training scripts: options, checks, training, and publishing the model."""
 
 import os
 import shutil
@@ -32,7 +32,8 @@ from med_model.training.progress import LogFile, ProgressLine, TimeLeft, Workloa
 
 # A checkpoint is complete if it has all of these files, and one rng_state file per process.
 CHECKPOINT_FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
-DIRECTORY_OPTIONS = ("input_model", "output_model", "retention_model")  # shown relative to the project in metrics.json
+# The values of these options are paths. In metrics.json the paths are relative to the project.
+DIRECTORY_OPTIONS = ("input_model", "output_model", "retention_model")
 
 
 @dataclass
@@ -83,8 +84,8 @@ class StageArguments:
 def newest_checkpoint(output_dir: str | Path, processes: int = 1) -> Path | None:
     """Return the complete checkpoint with the highest step, or None if there is none.
 
-    A checkpoint is not complete if the run ended while it was written. Print a line for each one that is passed over.
-    processes: the number of processes of the training. Each of them has a file in a complete checkpoint.
+    A checkpoint is incomplete if the run ended during writing. Print one line per newer, incomplete checkpoint.
+    processes: number of processes of the training. A complete checkpoint has one rng_state file per process.
     """
     found = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
     for checkpoint in sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
@@ -96,10 +97,11 @@ def newest_checkpoint(output_dir: str | Path, processes: int = 1) -> Path | None
 
 
 def check_output(stage: StageArguments, training: TrainingArguments) -> str | None:
-    """Return the checkpoint to resume from. Return None without --resume.
+    """Return the directory of the checkpoint to resume from. Return None without --resume.
 
     Raise UserError in these cases:
-    - --output_model exists, and --overwrite is missing or the directory holds no model;
+    - --output_model exists, and --overwrite is not given;
+    - --output_model exists and has no config.json;
     - one process sees several GPUs, or the processes of torchrun would not train together;
     - --resume is given, and there is no complete checkpoint;
     - there is an old checkpoint, and neither --resume nor --overwrite is given.
@@ -143,7 +145,7 @@ def _check_processes(training: TrainingArguments) -> None:
 
 
 def check_positions(model: PreTrainedModel, max_length: int) -> None:
-    """Raise UserError if --max_length is above the model's positions."""
+    """Raise UserError if --max_length is larger than the number of the model's positions."""
     if max_length > model.config.n_positions:
         raise UserError(
             tr(
@@ -161,20 +163,20 @@ def train(
     checkpoint: str | None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> float:
-    """Train, and return the seconds. `checkpoint` is the directory to resume from, or None to start anew.
+    """Train, and return the time in seconds. `checkpoint` is the directory to resume from, or None for a new start.
 
-    Starting anew deletes old checkpoints. A dry run deletes and saves nothing, and stops after four steps.
-    Raise UserError if the memory of a GPU is too small, and if a loss is not finite (TrainingHealth).
+    A new start deletes old checkpoints. A dry run deletes and saves nothing. It stops after four steps.
+    Raise UserError if the memory of a GPU is too small. Callbacks can also raise UserError, as TrainingHealth does.
     """
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
     if stage.dry_run:
         trainer.args.eval_on_start = trainer.args.load_best_model_at_end = False
-        trainer.args.save_total_limit = None  # at its end the Trainer would delete the checkpoints above the limit
+        trainer.args.save_total_limit = None  # else the Trainer deletes old checkpoints at the end
     else:
         if checkpoint is None and trainer.is_world_process_zero():
             for old in Path(trainer.args.output_dir).glob("checkpoint-*"):
-                shutil.rmtree(old)  # check_output has made sure of --overwrite
+                shutil.rmtree(old)  # check_output has checked for --overwrite
         for callback in (ProgressLine(), LogFile(), *callbacks):
             trainer.add_callback(callback)
     trainer.add_callback(TimeLeft(trainer, workload, stage.dry_run))
@@ -200,7 +202,7 @@ def finish(
     health: HealthLines,
     metrics: dict,
 ) -> None:
-    """Measure the trained model on `heldout` and publish it. Only the first process does this.
+    """Measure the model on `heldout`, print the figures, and publish the model. Only the first process does this.
 
     title: the heading of the model's card. stops: the texts of the stop tokens. chat: False for a base model.
     metrics: more values for metrics.json. Raise UserError as `evaluate` does.

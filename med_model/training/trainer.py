@@ -1,7 +1,7 @@
-"""The mixin of all trainers: it adds our output layer and the KL regularization to a Trainer.
+"""Add our output layer and the KL regularization to the Trainers of all three stages.
 
-TRL computes the losses of SFT and DPO. Our output layer (model/head.py) never holds the full logits in memory. The KL
-regularization (retention.py) is towards an earlier model, on plain text.
+TRL computes the losses of SFT and DPO. Our output layer (model/head.py) never has the full logits in memory. The KL
+regularization (retention.py) keeps the predictions on plain text close to those of an earlier model.
 """
 
 import functools
@@ -21,11 +21,11 @@ from med_model.training.retention import Retention
 
 @dataclass
 class TokenScores(ModelOutput):
-    """The output of the model that TRL's trainers read after a call with `fused_lm_head=True`.
+    """The model's output for TRL's trainers, which call the model with `fused_lm_head=True`.
 
-    Each tensor has the shape (batch, seq - 1) and is 0 or False at IGNORE. log_probs and entropy are in nats.
-    mean_logits is the mean over the vocabulary. is_top1 is True if the label is the most likely token. label_mask is
-    True at labels other than IGNORE. `loss` stays None.
+    Each tensor has the shape (batch, seq - 1). At positions with the label IGNORE, each value is 0 or False.
+    log_probs and entropy are in nats. mean_logits is the mean of the logits over the vocabulary. is_top1 is True if
+    the label is the most likely token. label_mask is True at all other labels than IGNORE. `loss` is None.
     """
 
     loss: Tensor | None = None
@@ -45,11 +45,11 @@ def _forward_with_chunked_head(
     num_items_in_batch: Tensor | int | None = None,
     **kwargs,
 ) -> ModelOutput:
-    """Compute the loss of the model in chunks, only at positions with a label. This replaces the model's `forward`.
+    """Return the loss of the model, computed in chunks and only at positions with a label.
 
-    With `fused_lm_head=True`, return TokenScores, as TRL's own (private) head does. Without labels, return the output
-    of the model's own forward. Rows must be padded on the right: causal attention never looks to the right, so no mask
-    is needed.
+    With `fused_lm_head=True`, return TokenScores instead, as TRL's private head does. Without labels, return the
+    output of the model's own `forward`. Rows must be padded on the right. Causal attention never looks to the right,
+    so no mask is needed.
     """
     if labels is None:
         return type(self).forward(self, *args, attention_mask=attention_mask, **kwargs)
@@ -82,7 +82,7 @@ def use_chunked_head(model: PreTrainedModel) -> None:
     The replacement is a bound method, so that a deep copy of the model computes with the copy's weights.
     """
 
-    @functools.wraps(type(model).forward)  # the Trainer reads the names of the inputs from the signature
+    @functools.wraps(type(model).forward)  # the Trainer reads the names of the inputs from forward's signature
     def forward(self: PreTrainedModel, *args, **kwargs) -> ModelOutput:
         return _forward_with_chunked_head(self, *args, **kwargs)
 
@@ -90,9 +90,9 @@ def use_chunked_head(model: PreTrainedModel) -> None:
 
 
 class OurTrainer:
-    """A mixin for the Trainers of all three stages. It adds the chunked head and the KL regularization.
+    """A mixin for a Trainer. It adds the chunked head and the KL regularization.
 
-    The head is installed after the Trainer's own __init__, because TRL installs a slower head there.
+    The head is installed after the Trainer's own __init__, because the __init__ of TRL installs a slower head.
     retention: None to train without KL regularization.
     """
 
@@ -102,11 +102,11 @@ class OurTrainer:
         self.retention = retention
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        # With return_outputs=True TRL runs the model a second time. The stages never ask for the outputs.
+        # In training, return_outputs is False and `loss` is a tensor. An evaluation may get (loss, outputs).
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self.retention and model.training:
-            # If the Trainer counts the labels of a whole step, it does not divide the loss by the number of batches.
-            # The KL term is a mean per batch, so it is divided here.
+            # If num_items_in_batch is given, the Trainer does not divide the loss by the number of batches per step.
+            # The KL term is a mean per batch, so this line divides the KL term.
             batches = 1 if num_items_in_batch is None else self.args.gradient_accumulation_steps
             loss = loss + self.retention.loss(self.model) / batches
         return loss

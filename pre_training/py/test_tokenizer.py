@@ -1,4 +1,4 @@
-"""Show how the tokenizer splits text, and check that it loses nothing. Exit code 1 if a check fails.
+"""Show how the tokenizer splits text, and check that it loses nothing. The exit code is 1 if a check fails.
 
 Reads  pre_training/py/med_tokenizer/ (or --tokenizer DIR), and the text of --file FILE
 
@@ -34,7 +34,7 @@ SENTENCES = (
     "有人输入 <|im_end|> 或 <|endoftext|> 也只当作普通文字。",
 )
 REPLACEMENT = "\ufffd"  # the decoded text of an incomplete character
-SHOWN_TOKENS = 20  # per printed list
+SHOWN_TOKENS = 20  # tokens per printed list
 
 
 def mark(passed: bool) -> str:
@@ -51,7 +51,7 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]
 
 
 def check_sentence(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
-    """Print the tokens of a sentence. Return whether the sentence survives the round trip."""
+    """Print the tokens of a sentence. Return True if the decoded tokens are equal to the sentence."""
     ids = encode_text(tokenizer, text)
     passed = tokenizer.decode(ids) == text
     say(f"\n{text!r}\n  {'|'.join(token_texts(tokenizer, ids))!r}")
@@ -68,7 +68,7 @@ def check_sentence(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
 
 
 def check_texts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> tuple[bool, Counter]:
-    """Print compression and speed. Return (whether every text survives the round trip, the count of each token)."""
+    """Print compression and speed. Return (True if every text is equal after decoding, the count of each token)."""
     start = time.time()
     encoded = encode_text(tokenizer, texts)
     seconds = time.time() - start
@@ -120,15 +120,15 @@ def show_vocabulary(tokenizer: PreTrainedTokenizerBase, used: Counter) -> None:
 
 
 def check_typed_tokens(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Print and return whether special tokens typed by a user stay plain text."""
+    """Check that special tokens typed by a user stay plain text. Print the result, and return True if they do."""
     ids = encode_prompt(tokenizer, [{"role": "user", "content": "<|im_end|><|endoftext|>"}])
-    passed = sum(token in tokenizer.all_special_ids for token in ids) == 3  # from the template: start, end, start
+    passed = sum(token in tokenizer.all_special_ids for token in ids) == 3  # those of the template: start, end, start
     say("\n" + tr("Special tokens typed by a user stay plain text: {mark}", mark=mark(passed)))
     return passed
 
 
 def check_reload(tokenizer: PreTrainedTokenizerBase, directory: str) -> bool:
-    """Print and return whether AutoTokenizer reads the same tokenizer from the directory."""
+    """Check that AutoTokenizer loads the same tokenizer. Print the result, and return True if it does."""
     reloaded = AutoTokenizer.from_pretrained(directory)
     passed = reloaded.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
     say(tr("AutoTokenizer reloads the same tokenizer: {mark}", mark=mark(passed)))
@@ -136,7 +136,7 @@ def check_reload(tokenizer: PreTrainedTokenizerBase, directory: str) -> bool:
 
 
 def show_training(directory: str) -> None:
-    """Print time and peak memory of the training, if the directory has a metrics.json."""
+    """Print the time and peak memory of the tokenizer's training, if the directory has a metrics.json."""
     file = Path(directory) / "metrics.json"
     if not file.is_file():
         return

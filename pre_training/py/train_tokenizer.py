@@ -3,7 +3,7 @@
 Reads  documents with a `text` field, or conversations (default: the bundled pre_training/ and sft/ training sets)
 Writes pre_training/py/med_tokenizer/
 
-The default includes conversations, because people ask in other words than articles use.
+The default includes conversations, because questions use other words than articles.
 
     python pre_training/py/train_tokenizer.py
     python pre_training/py/train_tokenizer.py --data my_texts/ --overwrite
@@ -34,15 +34,15 @@ DESCRIPTION = tr("Train the Chinese medical byte-level BPE tokenizer.")
 
 SPECIAL_TOKENS = [PAD, END_OF_TEXT, IM_START, IM_END]
 BYTES = 256
-# llama.cpp calls this pattern `deepseek-coder`. It separates line ends, words, punctuation, runs of Han and digits.
+# llama.cpp calls this pattern `deepseek-coder`. It separates line ends, words, punctuation, Chinese text and digits.
 # Each split divides the pieces of the split before it: 患者服用|aspirin|片|，|高血压
 SPLITS = (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}")
-# 24 bytes are 8 hanzi. Without a limit, boilerplate sentences become tokens. With a limit of 4 hanzi, a held-out text
-# has a sixth more tokens.
+# 24 bytes are 8 Chinese characters. Without a limit, boilerplate sentences become tokens. With a limit of 4 characters
+# instead of 8, a held-out text has a sixth more tokens.
 MAX_TOKEN_BYTES = 24
-# A rarer merge is dropped: the model would see its token too rarely to learn it. On three departments of the bundled
-# data, 76% of unseen wordings found their answer at 12 (2,830 tokens), and 69% at 4 (6,275 tokens). Nothing else
-# differed.
+# A rarer merge is dropped: the model would see its token too rarely to learn it. Measured on three departments of the
+# bundled data: with 12 (a vocabulary of 2,830 tokens) the model found the answer to 76% of unseen wordings, with 4
+# (6,275 tokens) to 69%.
 MIN_FREQUENCY = 12
 
 
@@ -76,14 +76,13 @@ class TokenizerArguments:
 class Corpus:
     """Iterate over the distinct lines of the files, and count lines and bytes. Only a hash per line stays in memory.
 
-    A repeated line counts once. In the bundled SFT data, all wordings of a question have the same answer. Otherwise
-    the clauses of an answer would be frequent enough to become tokens. No token crosses a line end, so training on
-    lines loses nothing.
+    The bundled SFT data repeats an answer for each wording of its question. If repeated lines counted, clauses of an
+    answer would become tokens. No token crosses a line end, so training on lines loses nothing.
     """
 
     def __init__(self, files: list[Path], max_bytes: float, seed: int):
-        # The share is estimated from the sizes on disk. JSON is a little longer than its text, so its sample has less
-        # than max_bytes. The share of compressed Parquet is too large: __iter__ then skips all lines after max_bytes.
+        # The share is estimated from the sizes on disk. A JSON file is a little larger than its text, so the sample is
+        # smaller than max_bytes. A compressed Parquet file has more text, so __iter__ drops lines after max_bytes.
         self.share = min(1.0, max_bytes / sum(file.stat().st_size for file in files))
         self.files, self.max_bytes, self.seed = files, max_bytes, seed
         self.lines = self.bytes = 0
@@ -142,7 +141,7 @@ def train_bpe(corpus: Corpus, vocab_size: int) -> PreTrainedTokenizerFast:
         special_tokens=SPECIAL_TOKENS,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         max_token_length=MAX_TOKEN_BYTES,
-        show_progress=sys.stdout.isatty(),  # elsewhere the bars are blank lines
+        show_progress=sys.stdout.isatty(),  # in a file or a pipe, the bars are blank lines
     )
     tokenizer.train_from_iterator(corpus, trainer)
     trained = PreTrainedTokenizerFast(

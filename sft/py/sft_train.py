@@ -38,7 +38,7 @@ from med_model.training.trainer import OurTrainer
 DESCRIPTION = tr("Supervised fine-tuning: teach the base model to answer.")
 BUNDLED = (paths.SFT_DATA, paths.HELDOUT_QUESTIONS)  # training data, held-out data
 
-MEASURED_QUESTIONS = 100  # answered at the end, to see whether the model stops and does not repeat itself
+MEASURED_QUESTIONS = 100  # held-out questions for the measures at the end of the run
 RENDERED_HERE = ("packing", "padding_free", "assistant_only_loss")  # options that would change the rows or labels
 
 
@@ -59,22 +59,22 @@ class SFTArguments(SFTConfig):
     per_device_eval_batch_size: int = 32
     learning_rate: float = 3e-3
     lr_scheduler_type: str = "cosine"
-    warmup_steps: float = 0.05  # below 1: a share of all steps, as in eval_steps and save_steps
+    warmup_steps: float = 0.05  # below 1 means a share of all steps, as in eval_steps and save_steps
     eval_strategy: str = "steps"
     eval_steps: float | None = 0.2
     save_strategy: str = "steps"
     save_steps: float = 0.2
     save_total_limit: int | None = 2
     logging_steps: float = 10
-    logging_nan_inf_filter: bool = False  # False: the health check must see each loss that is not finite
+    logging_nan_inf_filter: bool = False  # the health check must see each loss that is not finite
     load_best_model_at_end: bool = True
-    # Measured on the held-out rows. Their loss is a worse choice, because a few wrong answers dominate it.
+    # Measured on held-out rows. The held-out loss is a worse choice, because a few wrong answers dominate it.
     metric_for_best_model: str | None = "mean_token_accuracy"
     report_to: str = "none"
-    max_length: int | None = 512  # the number of the model's positions
-    train_sampling_strategy: str = "group_by_length"  # a batch has rows of similar length: little padding
-    include_num_input_tokens_seen: str = "non_padding"  # counts the tokens, to print tokens per second
-    activation_checkpointing: bool | None = False  # it saves memory and costs time; this model is small
+    max_length: int | None = 512  # tokens; the model has 512 positions
+    train_sampling_strategy: str = "group_by_length"  # rows of similar length need little padding
+    include_num_input_tokens_seen: str = "non_padding"  # count the tokens, to print tokens per second
+    activation_checkpointing: bool | None = False  # it would save memory but cost time; this model is small
     bf16: bool | None = None  # None: on if the device has hardware for bfloat16 products
     dataloader_pin_memory: bool = torch.cuda.is_available()
     muon: bool = field(default=True, metadata={"help": MUON_HELP})
@@ -90,13 +90,13 @@ class SFTArguments(SFTConfig):
 
 
 class AnswerTrainer(OurTrainer, SFTTrainer):
-    """Train with TRL's SFT trainer, the chunked head and retention."""
+    """Train with TRL's SFT trainer, the chunked output layer and the KL regularization."""
 
 
 def encode(
     tokenizer: PreTrainedTokenizerBase, rows: list[list[Message]], max_length: int, name: str, health: HealthLines
 ) -> Dataset:
-    """Return the rows as `input_ids` and `labels`. Print how many rows are shortened, and how many are left out.
+    """Return a dataset with `input_ids` and `labels`. Print how many rows are shortened, and how many are left out.
 
     Raise UserError if no row is left.
     """

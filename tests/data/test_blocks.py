@@ -7,7 +7,7 @@ TEXTS = ["高血压患者要少盐少油。", "发作时请拨打120。", "按�
 
 
 def joined(tokenizer, texts: list[str]) -> list[int]:
-    """Return the input_ids of all texts in one list, with <|endoftext|> before the first text and after each text."""
+    """Join the input_ids of all texts in one list. <|endoftext|> stands before the first text and after each text."""
     end = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
     return [end] + [token for ids in encode_text(tokenizer, texts) for token in (*ids, end)]
 

@@ -55,7 +55,7 @@ def special_tokens_in(tokenizer, ids: list[int]) -> list[str]:
 
 
 def text_with_loss(tokenizer, labels: list[int]) -> str:
-    """Return the text of the tokens with a loss. A space separates two answers."""
+    """Return the text of all labels except IGNORE. A space separates two answers."""
     parts, kept = [], []
     for label in [*labels, IGNORE]:
         if label != IGNORE:
@@ -123,7 +123,7 @@ def test_special_tokens_in_plain_text_stay_text(tokenizer):
 @pytest.mark.parametrize("before", ["头痛", "", " ", "数值 ", "<", "血压 <", "\n", "。", "1"])
 @pytest.mark.parametrize("after", ["", ">", "头晕", " >180", "\n"])
 def test_a_conversation_that_spells_special_tokens_trains_like_any_other(tokenizer, before, after):
-    """The tokenizer may merge the first or last character of a typed special token with the text beside it."""
+    """The tokenizer may merge the first or last character of a typed special token with the neighbouring text."""
     spelled = f"{before}<|im_end|>{after}"
     messages = [user(spelled), assistant(f"答{spelled}答"), user("还有呢"), assistant(f"{spelled}完")]
     example = training_example(tokenizer, messages, 512)

@@ -131,7 +131,7 @@ def test_find_files_names_a_file_of_an_unknown_format(tmp_path):
 
 
 def hub_error(address: str, cache) -> str:
-    """Return the error that a user without network reads.
+    """Call find_files without a network. Return the error text that the user sees.
 
     The call runs in a new process, because huggingface_hub reads its settings once per process.
     """

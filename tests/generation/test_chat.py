@@ -22,7 +22,7 @@ ROUNDS = [
 def published(tmp_path_factory, tokenizer, random_gpt2):
     """Publish a model with random weights and return its directory.
 
-    The weights are so large that an answer depends on all previous tokens.
+    The weights are so large that each token depends on all earlier tokens.
     """
     directory = tmp_path_factory.mktemp("chat") / "model"
     options = {"title": "Tiny", "stops": [IM_END, END_OF_TEXT], "metrics": {}, "log_history": []}
@@ -43,7 +43,7 @@ def make_chat(published):
 
 
 def printed_line(answer):
-    """Return an answer as the test reads it from a pipe: Python turns each kind of line end into a newline."""
+    """Return the text that a test reads if a script prints `answer`. Each kind of line end is read as a newline."""
     return answer.replace("\r\n", "\n").replace("\r", "\n") + "\n"
 
 
@@ -120,7 +120,7 @@ def test_prompt_ids_of_one_long_question_keep_its_end(make_chat):
 
 def test_prompt_ids_without_turns_are_the_plain_text_and_keep_its_end(make_chat):
     chat = make_chat(turns=False)
-    start = chat.tokenizer.convert_tokens_to_ids(END_OF_TEXT)  # every training document begins with this token
+    start = chat.tokenizer.convert_tokens_to_ids(END_OF_TEXT)  # in training, this token stands before every document
     assert chat.prompt_ids("高血压是指") == [start, *encode_text(chat.tokenizer, "高血压是指")]
     assert chat.prompt_ids("") == [start]
     long = encode_text(chat.tokenizer, "患者如果突然胸痛、出冷汗，" * 100)
@@ -185,7 +185,7 @@ def test_chat_script_gives_the_same_answer_at_the_same_seed(run_script, publishe
     options = ("--model", published, "--max_new_tokens", "20", "--temperature", "1.5")
     done = run_script(script, *options, "--seed", "7", "--prompt", "高血压怎么办？")
     assert done.returncode == 0, done.stderr
-    # The script ran in another process. Only `answer` has the seed of the script.
+    # `answer` has the same seed as the script, `other` has a different one.
     answer, other = ("".join(make_chat(seed=seed, temperature=1.5).say("高血压怎么办？")) for seed in (7, 8))
     assert done.stdout == printed_line(answer) != printed_line(other)
     assert "not a doctor" in done.stderr

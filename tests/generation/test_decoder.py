@@ -6,16 +6,17 @@ from med_model.generation import decoder as decoder_module
 from med_model.generation.decoder import ROWS_FOR_OWN_HEAD, Decoder
 
 VOCABULARY, CAPACITY = 97, 40
-LENGTHS = (3, 11, 1, 7, 11, 5)  # 6 prompts, more than ROWS_FOR_OWN_HEAD
+LENGTHS = (3, 11, 1, 7, 11, 5)  # tokens per prompt; there are more prompts than ROWS_FOR_OWN_HEAD
 
 
 def make_model(**options) -> GPT2LMHeadModel:
     torch.manual_seed(0)
     config = {"n_positions": 64, "n_embd": 32, "n_layer": 3, "n_head": 4, "initializer_range": 0.3} | options
     model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=0, **config))
+    # At first, each norm weight is 1 and each bias is 0. A decoder that ignores these parameters would pass the tests.
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "ln_" in name or "bias" in name:  # with the initial 0 and 1, a decoder that ignores them would pass
+            if "ln_" in name or "bias" in name:
                 parameter.add_(torch.randn_like(parameter) * 0.2)
     return model.eval()
 
@@ -35,9 +36,9 @@ def expected_logits(model, prompts):
 
 
 def compare_steps(decoder, model, prompts, steps):
-    """Append `steps` random tokens to each prompt, and compare each step with the transformers model.
+    """Append `steps` random tokens to each prompt. After each token, compare the logits with those of transformers.
 
-    Return the longer prompts.
+    Return the prompts with the appended tokens.
     """
     for step in range(steps):
         ids = torch.randint(VOCABULARY, (len(prompts),), generator=torch.Generator().manual_seed(step))

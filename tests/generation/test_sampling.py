@@ -15,7 +15,7 @@ RARE_TEXT = "生僻字：龘䶮𠮷，表情😷；请立即就医。"
 
 @pytest.fixture(scope="module")
 def model(random_gpt2):
-    """Return a GPT-2 with random weights. They are so large that the next token depends on all previous tokens."""
+    """Return a GPT-2 with random weights. The weights are so large that each token depends on all earlier tokens."""
     return random_gpt2(POSITIONS)
 
 
@@ -23,7 +23,7 @@ def model(random_gpt2):
 def recite(tokenizer):
     """Return a function that makes a GPT-2 from a list of ids. The model generates ids[p] after position p.
 
-    Its position embeddings are one-hot, and all weights of its token embeddings and layers are 0.
+    The position embeddings are one-hot. All weights of the token embeddings and of the layers are 0.
     """
 
     def make(ids: list[int]) -> GPT2LMHeadModel:
@@ -58,7 +58,7 @@ def settings_for(tokenizer, stops=(END_OF_TEXT,), **options):
 
 
 def generate_rows(model, prompts, settings, generator=None):
-    """Return a list of generated ids per prompt. Pad tokens follow the stop token."""
+    """Return the generated ids of each prompt. If a row stops early, pad tokens fill the rest of the row."""
     return torch.stack(list(generate_ids(model, prompts, settings, generator)), dim=1).tolist()
 
 
@@ -144,7 +144,7 @@ def test_rows_that_stop_at_different_steps_have_the_ids_of_each_prompt_alone(mod
     prompts = [encode_text(tokenizer, text) for text in "高血压，糖尿病怎么办？多吃蔬菜少盐"]
     prompts = [prompt + prompts[0] * (i % 3) for i, prompt in enumerate(prompts)]
     settings = settings_for(tokenizer, repetition_penalty=repetition_penalty)
-    # Every 20th id is a stop token: some rows stop at the first step, some later, some never.
+    # Every 20th id is a stop token, so the rows stop at different steps.
     settings.eos_token_id = list(range(0, len(tokenizer), 20))
     alone = [generate_rows(model, [prompt], settings)[0] for prompt in prompts]
     assert len(set(map(len, alone))) > 5

@@ -16,7 +16,7 @@ from med_model.measures.answers import (
 
 @pytest.fixture(scope="module")
 def model(random_gpt2):
-    """Return an untrained model. Its weights are so large that each token depends on all tokens before it."""
+    """Return an untrained model. The weights are so large that each token depends on all earlier tokens."""
     return random_gpt2(128)
 
 

@@ -17,13 +17,13 @@ LONG_TEXT = "高血压患者要少盐少油，多吃蔬菜；糖尿病怎么办�
 
 @pytest.fixture(scope="module")
 def model(random_gpt2):
-    """Return an untrained model. Its weights are so large that each token depends on all tokens before it."""
+    """Return an untrained model. The weights are so large that each token depends on all earlier tokens."""
     return random_gpt2(POSITIONS)
 
 
 @pytest.fixture(scope="module")
 def indifferent_model(random_gpt2):
-    """Return a model that finds all tokens equally likely after any prompt."""
+    """Return a model that gives all tokens the same probability after any prompt."""
     model = random_gpt2(POSITIONS, 0.02)
     model.transformer.wte.weight.data.zero_()
     return model
@@ -31,7 +31,7 @@ def indifferent_model(random_gpt2):
 
 @torch.no_grad()
 def next_log_probs(model, ids):
-    """Return log p(ids[i + 1] | ids[: i + 1]) for each i, computed directly from the logits."""
+    """Compute log p(ids[i + 1] | ids[: i + 1]) in nats for each i, directly from the logits."""
     log_probs = model(torch.tensor([ids])).logits[0, :-1].double().log_softmax(-1)
     return log_probs[range(len(ids) - 1), ids[1:]].tolist()
 
@@ -52,7 +52,7 @@ def test_bits_per_byte_counts_each_token_once_in_a_text_longer_than_the_window(i
         POSITIONS,
         POSITIONS + 1,
         tokens,
-    ):  # lengths near one window, and one of many windows
+    ):  # four lengths near one window, and one of several windows
         text = tokenizer.decode(encode_text(tokenizer, LONG_TEXT)[:length]).rstrip("\ufffd")
         expected = len(encode_text(tokenizer, text)) * math.log2(len(tokenizer)) / len(text.encode())
         assert bits_per_byte(indifferent_model, tokenizer, [text]) == pytest.approx(expected, rel=1e-5)
@@ -79,7 +79,7 @@ def test_score_gives_rows_in_a_batch_the_same_as_alone(model, tokenizer, monkeyp
     for prompt, answer in rows:
         log_probs = next_log_probs(model, prompt + answer)[-len(answer) :]
         expected.append((pytest.approx(sum(log_probs), rel=1e-5), len(answer)))
-    for batch_tokens in (1, 120, 4096):  # one by one, in several batches, all at once
+    for batch_tokens in (1, 120, 4096):  # one row per batch, several batches, one batch for all rows
         monkeypatch.setattr(likelihood, "BATCH_TOKENS", batch_tokens)
         assert score(model, rows) == expected
 

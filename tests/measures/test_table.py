@@ -21,9 +21,9 @@ KEYS = [*MEASURES, FLAW + "vague", FLAW + LONG_FLAW]
 
 
 def measured(key: str, number: int) -> Measure:
-    """Return 1,000 random items of the measure `key` for the model `number`: 0, 1 or 2.
+    """Return the measure `key` of 1,000 random items for the model `number`: 0, 1 or 2.
 
-    The models have mean margins of -500, 0 and 500 nats. Their other measures are 0%, 50% and 100%.
+    The expected margins of the three models are -500, 0 and 500 nats. All other measures are 0%, 50% and 100%.
     """
     rng = np.random.default_rng(number)
     if "margin" in key:

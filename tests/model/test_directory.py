@@ -41,7 +41,7 @@ def publish_to(model, tokenizer):
 
 
 def contents(directory):
-    """Return {relative path: bytes} of all files below a directory."""
+    """Return {relative path: bytes} of all files in a directory and its subfolders."""
     return {str(file.relative_to(directory)): file.read_bytes() for file in directory.rglob("*") if file.is_file()}
 
 

@@ -15,7 +15,7 @@ from med_model.model.quiet import LENGTH_WARNING, PADDING_ADVICE
 def library_log():
     """Return a list that collects the messages of transformers during a test.
 
-    The caplog of pytest may miss them: outside CI, transformers does not propagate its records.
+    The caplog fixture may miss these messages: outside CI, transformers does not propagate its log records.
     """
     messages = []
     handler = logging.Handler()
@@ -27,9 +27,10 @@ def library_log():
 
 @pytest.fixture
 def load_best_checkpoint(tmp_path):
-    """Return a function that saves a checkpoint of a model and loads it as the Trainer loads the best checkpoint.
+    """Return a function that saves a model and loads it as the Trainer loads its best checkpoint.
 
-    Before it loads the file, it removes the weights named in `left_out`. It returns all weights that were saved.
+    After saving, the function removes the weights named in `left_out` from the file. The function returns
+    all saved weights, including the removed ones.
     """
 
     def load(model, left_out=()):
@@ -80,7 +81,7 @@ def test_the_warning_about_a_long_text_is_filtered_and_other_messages_are_not(
     filtered, tokenizer_directory, library_log, monkeypatch
 ):
     logger = message_source("transformers.tokenization_utils_base", filtered, monkeypatch)
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_directory)  # a new tokenizer, because each one warns only once
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_directory)  # a tokenizer warns once, so make a new one
     text = "高血压怎么办？" * 500
     assert len(encode_prompt(tokenizer, [{"role": "user", "content": text}])) > tokenizer.model_max_length
     logger.warning("another message")

@@ -1,4 +1,4 @@
-"""Small trainers, rows and logs, which the tests of this room share."""
+"""Make small trainers, rows and logs for the tests of this folder."""
 
 import copy
 from types import SimpleNamespace
@@ -20,8 +20,8 @@ from med_model.training.retention import Retention
 from med_model.training.stage import StageArguments, train
 
 STAGES = ("pretraining", "sft", "dpo")
-LONGEST = 64  # tokens of the longest row
-WORKLOAD = Workload(tokens=2_560, longest=LONGEST)  # of the pre-training: 40 blocks
+LONGEST = 64  # length of the longest row, in tokens
+WORKLOAD = Workload(tokens=2_560, longest=LONGEST)  # the pre-training data: 40 blocks of 64 tokens
 PAIR_ROWS = 42
 PLAIN = {
     "use_cpu": True,
@@ -43,7 +43,7 @@ def random_ids(count: int, shortest: int, longest: int, vocabulary: int) -> list
 
 
 def random_blocks(vocabulary: int, count: int = 40) -> list[dict[str, torch.Tensor]]:
-    """Return blocks of LONGEST random ids, with labels."""
+    """Return `count` blocks of LONGEST random ids. The labels equal the input_ids."""
     return [
         {"input_ids": torch.tensor(ids), "labels": torch.tensor(ids)}
         for ids in random_ids(count, LONGEST, LONGEST, vocabulary)
@@ -51,7 +51,7 @@ def random_blocks(vocabulary: int, count: int = 40) -> list[dict[str, torch.Tens
 
 
 def rows_of(stage: str, vocabulary: int) -> Dataset | list[dict[str, torch.Tensor]]:
-    """Return a training set of a stage: 40 blocks, 41 rows or PAIR_ROWS pairs."""
+    """Return the training data of a stage: 40 blocks for pre-training, 41 rows for SFT, or PAIR_ROWS pairs for DPO."""
     if stage == "pretraining":
         return random_blocks(vocabulary)
     if stage == "sft":
@@ -65,7 +65,10 @@ def rows_of(stage: str, vocabulary: int) -> Dataset | list[dict[str, torch.Tenso
 def small_trainer(
     stage: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: object, **options: object
 ) -> Trainer:
-    """Return the trainer of a stage, built as its script builds it: dropout 0.1, batches of rows of similar length."""
+    """Return the trainer of a stage with the parts that its script uses.
+
+    The model has dropout 0.1. By default, a batch has rows of similar length.
+    """
     assert model.config.resid_pdrop == model.config.attn_pdrop == 0.1
     expect_tied_head(model)
     arguments = {
@@ -101,7 +104,7 @@ def small_trainer(
 
 
 def workload_of(trainer: Trainer) -> Workload:
-    """Return the size of a training by `small_trainer`."""
+    """Return the Workload of a trainer that `small_trainer` made."""
     if isinstance(trainer, dpo_train.PreferenceTrainer):
         columns = [trainer.train_dataset[key] for key in EncodedPair._fields]
         return dpo_train.workload_of([EncodedPair(*ids) for ids in zip(*columns, strict=True)], [], 0)
@@ -122,12 +125,12 @@ def trainer_maker(tokenizer: PreTrainedTokenizerBase, random_gpt2, folder: objec
 def train_stage(
     trainer: Trainer, dry_run: bool = False, checkpoint: str | None = None, callbacks: tuple = ()
 ) -> float:
-    """Train through `stage.train`, as the scripts do."""
+    """Train with `stage.train`, as the scripts do. Return the seconds of the training."""
     return train(trainer, StageArguments(dry_run=dry_run), WORKLOAD, checkpoint, callbacks)
 
 
 def pair_of(disease: str) -> dict:
-    """Return a pair in TRL's form: a question, a good answer and a bad one."""
+    """Return a pair in the format of TRL: a question, a good answer and a bad answer."""
     question, good, bad = f"{disease}怎么办？", ADVICE[2], ADVICE[1]
     turns = {"prompt": ("user", question), "chosen": ("assistant", good), "rejected": ("assistant", bad)}
     return {name: [{"role": role, "content": text}] for name, (role, text) in turns.items()}
@@ -139,7 +142,7 @@ PAIRS = [pair_of(disease) for disease in DISEASES]
 def replay(
     callback: TrainerCallback, entries: list[dict], max_steps: int, history: tuple = (), **args: object
 ) -> list[str]:
-    """Give the callback one log per step, after the logs in `history`. Return its warnings."""
+    """Give the callback one log per step, after the logs in `history`. Return the warnings of the callback."""
     state = TrainerState(log_history=[*history], max_steps=max_steps)
     training = SimpleNamespace(
         **{"fp16": False, "load_best_model_at_end": False, "learning_rate": 1e-3, "beta": 0.1} | args

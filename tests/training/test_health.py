@@ -1,4 +1,7 @@
-"""training/health.py: each warning is caused by a real run of a tiny model if a few steps can do it, else by logs."""
+"""Check training/health.py.
+
+If a few steps can cause a warning, the test trains a tiny model. Otherwise, it gives prepared logs to the callback.
+"""
 
 import re
 import statistics
@@ -25,7 +28,7 @@ def model(random_gpt2):
 
 @pytest.fixture
 def text_rows(tokenizer):
-    """Makes rows of ROW_TOKENS tokens. A text is repeated until it fills its row."""
+    """Return a function that makes one row of ROW_TOKENS tokens per text. A short text is repeated."""
 
     def make(texts: list[str]) -> list[dict]:
         rows = [torch.tensor((ids * ROW_TOKENS)[:ROW_TOKENS]) for ids in encode_text(tokenizer, texts)]
@@ -36,7 +39,7 @@ def text_rows(tokenizer):
 
 @pytest.fixture
 def train(tmp_path):
-    """Trains a model with the callbacks and returns the trainer."""
+    """Return a function that trains a model with the given callbacks and returns the trainer."""
 
     def run(model, rows: list[dict], *callbacks, heldout=None, **options) -> Trainer:
         args = TrainingArguments(str(tmp_path), **PLAIN | {"per_device_train_batch_size": 4} | options)
@@ -96,7 +99,7 @@ def test_check_stops_counts_rows_without_a_stop_among_their_labels(tokenizer):
     cut = [row[:-1] for row in whole]
     health = HealthLines()
     check_stops(health, whole, stops)
-    check_stops(health, [*whole * 7, cut[0]], stops)  # one of 113
+    check_stops(health, [*whole * 7, cut[0]], stops)  # 1 of 113 rows has no stop
     assert not health.lines
     check_stops(health, whole + cut, stops)
     assert "16 of 32 rows (50%)" in health.lines[0] and "not learn to stop" in health.lines[0]
@@ -190,14 +193,14 @@ def test_training_health_warns_of_a_loss_that_does_not_fall_unless_it_need_not(m
     ("values", "max_steps", "warned"),
     [
         ([5.0] * 4, 4, False),  # too few logs to judge
-        ([5.0] * 19, 100, False),  # still in the first fifth
+        ([5.0] * 19, 100, False),  # still in the first fifth of the steps
         ([5.0] * 20, 100, True),
         ([5.0, 5.0, 5.0, 4.96, 4.96, 4.96], 30, True),
         ([5.0, 5.0, 5.0, 4.94, 4.94, 4.94], 30, False),
-        ([5.0, 3.0, 2.0, 1.0, 4.0, 6.0, 7.0], 7, True),  # it fell and came back
-        # SFT: long rows, then short rows
+        ([5.0, 3.0, 2.0, 1.0, 4.0, 6.0, 7.0], 7, True),  # the loss falls and rises again
+        # In SFT, the first batches may have long rows, and the later ones short rows.
         ([5.5, 3.9, 3.7, 0.8, 2.4, 1.6, 0.4, 1.5, 0.3, 0.9], 10, False),
-        # a slow fall that ends with high logs
+        # The loss falls slowly, and the last logs are high.
         ([5 - 0.03 * i + i // 3 % 2 for i in range(30)], 150, False),
     ],
 )
@@ -233,7 +236,7 @@ def test_training_health_warns_of_the_gradient_spike_of_a_strange_row(model, tex
         ([1.0] * 5 + [9.9], False),
         ([1.0] * 5 + [10.1], True),
         ([1.0] * 4 + [99.0], False),  # too few logs for a median
-        ([9.0] * 60 + [1.0] * 26 + [11.0], True),  # the median is that of the last 50 logs
+        ([9.0] * 60 + [1.0] * 26 + [11.0], True),  # the median of the last 50 logs is 1
         ([9.0] * 60 + [1.0] * 24 + [11.0], False),
     ],
 )
@@ -254,12 +257,12 @@ def test_training_health_warns_of_a_rising_held_out_loss_while_the_training_loss
     assert f"its best, {by_step[best]:.3f}, at step {best}" in line and "--num_train_epochs" in line
     assert ("The checkpoint that is best by loss is published." in line) == kept
     assert ("--load_best_model_at_end True publishes the best checkpoint." in line) != kept
-    if kept:  # the line is true: the trainer holds the best checkpoint
+    if kept:  # the warning is true: the trainer has loaded the best checkpoint
         assert trainer.evaluate()["eval_loss"] == pytest.approx(by_step[best], abs=1e-6)
 
 
 def epochs(training: list[float], heldout: list[float]) -> list[dict]:
-    """Return three logs per training loss, followed by one log of the held-out loss."""
+    """Return the logs of all epochs. Each epoch has three logs of its training loss and one of its held-out loss."""
     return [
         entry
         for loss, eval_loss in zip(training, heldout, strict=True)
@@ -272,10 +275,10 @@ def epochs(training: list[float], heldout: list[float]) -> list[dict]:
     [
         ([4.0, 3.0], [2.0, 2.03], True),
         ([4.0, 3.0], [2.0, 2.01], False),  # on a plateau, two evaluations may differ by this much
-        ([4.0, 3.0, 2.0], [2.0, 0.02, 0.10], False),  # a small rise after a large drop
+        ([4.0, 3.0, 2.0], [2.0, 0.02, 0.10], False),  # the rise is small compared with the drop before
         ([4.0, 3.0, 2.0], [2.0, 0.02, 0.13], True),
-        ([3.0, 4.0], [2.0, 2.5], False),  # both rise: the data are not learned by heart
-        ([9.0, 3.0, 4.0], [3.0, 2.0, 2.5], False),  # both rise, below the mean of the run
+        ([3.0, 4.0], [2.0, 2.5], False),  # both losses rise: this is not overfitting
+        ([9.0, 3.0, 4.0], [3.0, 2.0, 2.5], False),  # both losses rise at the end
     ],
 )
 def test_training_health_takes_a_rising_and_a_falling_loss_for_overfitting(training, heldout, warned):

@@ -1,4 +1,4 @@
-"""training/preference_health.py: the warnings of DPO, from real runs of a tiny model or from logs."""
+"""Check the warnings of training/preference_health.py with real runs of a tiny model and with prepared logs."""
 
 import copy
 import statistics
@@ -20,7 +20,7 @@ POSITIONS, ROW_TOKENS = 256, 64
 
 @pytest.fixture(scope="module")
 def answering_model(tokenizer, random_gpt2, tmp_path_factory):
-    """A tiny model after SFT on PAIRS: it gives the good or the bad answer and stops. For reading only."""
+    """Return a tiny model after SFT on both answers of each of the PAIRS. The tests must not change the model."""
 
     def row(conversation: list[dict]) -> dict:
         ids, labels, _ = training_example(tokenizer, conversation, ROW_TOKENS)
@@ -40,7 +40,10 @@ def answering_model(tokenizer, random_gpt2, tmp_path_factory):
 
 @pytest.fixture
 def prefer(tokenizer, answering_model, tmp_path):
-    """Trains `answering_model` by DPO with all three callbacks. Returns (health, drift)."""
+    """Return a function that trains a copy of `answering_model` by DPO with all three callbacks.
+
+    The function returns the HealthLines and the AnswerDrift of the run.
+    """
 
     def run(**options) -> tuple[HealthLines, AnswerDrift]:
         health = HealthLines()
@@ -106,9 +109,9 @@ def test_preference_health_warns_of_falling_chosen_answers_and_of_drift_at_a_hug
 @pytest.mark.parametrize(
     ("entries", "warned"),
     [
-        (rewards(0.01, 0.0, 9), None),  # before a third of 30 steps
+        (rewards(0.01, 0.0, 9), None),  # 9 steps are less than a third of 30
         (rewards(0.01, 0.0, 10), "on training pairs is 0.0100 at step 10"),
-        (rewards(0.0, 0.01, 10), "on training pairs is -0.0100 at step 10"),  # as little below zero
+        (rewards(0.0, 0.01, 10), "on training pairs is -0.0100 at step 10"),  # equally close to 0, but negative
         (rewards(0.03, 0.0, 10), None),
         (rewards(0.0, 0.03, 10), None),
         (rewards(0.03, 0.0, 10) + rewards(0.01, 0.0, prefix="eval_"), "on held-out pairs is 0.0100 at step 11"),
@@ -131,8 +134,9 @@ def test_preference_health_ignores_an_evaluation_before_the_training():
         (0.02, rewards(-0.6, -2.0, 2), False),  # too few logs
         (0.02, rewards(-0.4, -2.0, 3), False),
         (0.02, rewards(-0.6, 0.1, 3), False),  # the rejected answers become more likely: this is a different fault
-        (0.02, rewards(-1.3, -2.0, 3, prefix="eval_"), False),  # on held-out pairs it falls in healthy runs too
-        (0.005, rewards(-0.15, -2.0, 3), True),  # -30 nats, as in the first case, because beta is a quarter
+        # on held-out pairs, the reward of the chosen answers falls in healthy runs too
+        (0.02, rewards(-1.3, -2.0, 3, prefix="eval_"), False),
+        (0.005, rewards(-0.15, -2.0, 3), True),  # -0.15 / 0.005 is -30 nats, as -0.6 / 0.02 in the first case
         (0.005, rewards(-0.1, -2.0, 3), False),
     ],
 )
@@ -145,7 +149,7 @@ def test_preference_health_warns_of_chosen_answers_that_fall_by_many_nats(beta, 
 
 @pytest.fixture
 def drifted(tokenizer, answering_model):
-    """(an AnswerDrift before the training, a model that differs from its reference)."""
+    """Return an AnswerDrift before the training, and a model that differs from its reference model."""
     prompts = [encode_prompt(tokenizer, pair["prompt"]) for pair in PAIRS[::3]]
     moved = copy.deepcopy(answering_model)
     generator = torch.Generator().manual_seed(0)

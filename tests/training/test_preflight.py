@@ -1,4 +1,4 @@
-"""training/preflight.py: the lines printed before a stage trains, and the error that stops it."""
+"""Check training/preflight.py: it prints lines before a training, and raises an error if the disk is too small."""
 
 import shutil
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ from med_model.training.progress import Workload
 
 @pytest.fixture(autouse=True)
 def wide_screen(monkeypatch):
-    """Prints each message on one line, however long it is."""
+    """Make the screen so wide that each message is printed on one line."""
     monkeypatch.setattr("med_model.screen.COLUMNS", 10_000)
 
 
@@ -57,7 +57,7 @@ def set_free_disk(monkeypatch, free: int) -> None:
 def test_check_disk_stops_at_one_byte_too_little_and_names_the_options(new_trainer, monkeypatch, tmp_path):
     trainer = new_trainer("dpo", save_strategy="steps", save_total_limit=2)
     weights = 4 * trainer.model.num_parameters()
-    need = 3 * 3 * weights + weights  # 3 checkpoints with two moments per weight, and the model
+    need = 3 * 3 * weights + weights  # 3 checkpoints, each with the weights and two moments, and the published model
     set_free_disk(monkeypatch, need)
     preflight.check_disk(trainer, tmp_path / "new" / "model")
     monkeypatch.setattr(preflight, "_gb", lambda size: f"{size} bytes")
@@ -81,7 +81,7 @@ def test_disk_needs_follow_the_checkpoints_that_exist_at_one_time(new_trainer, m
     assert need(save_strategy="steps", save_steps=0.2, save_total_limit=1) == 2 * 3 + 1
     assert need(save_strategy="steps", save_steps=0.2, save_total_limit=None) == 5 * 3 + 1
     assert need(save_strategy="steps", save_steps=2, save_total_limit=None) == 3 + 1
-    # The best checkpoint stays beside the last one.
+    # The disk holds one more checkpoint, because the best one is kept too.
     assert need(save_strategy="steps", save_steps=0.2, save_total_limit=1, best=True) == 3 * 3 + 1
 
 
@@ -116,16 +116,16 @@ def test_memory_estimate_grows_with_the_batch_and_includes_the_process(new_train
     assert estimate("pretraining", per_device_train_batch_size=8) > plain
     assert estimate("pretraining", longest=128) > plain
     assert estimate("pretraining", muon=False) > plain
-    assert estimate("sft", retention_tokens=64) > estimate("sft") > plain  # TRL's loss keeps probabilities
+    assert estimate("sft", retention_tokens=64) > estimate("sft") > plain  # the loss of TRL keeps probabilities
     sizes = [estimate("sft", longest=longest) for longest in (64, 128, 192)]
-    assert sizes[2] - sizes[1] > sizes[1] - sizes[0]  # attention with dropout on a CPU is quadratic
+    assert sizes[2] - sizes[1] > sizes[1] - sizes[0]  # attention with dropout on a CPU needs quadratic memory
 
     def four_more(stage: str, **options: object) -> int:
         return estimate(stage, per_device_train_batch_size=8, **options) - estimate(
             stage, per_device_train_batch_size=4, **options
         )
 
-    assert four_more("dpo") == 2 * four_more("sft")  # a DPO batch holds both answers
+    assert four_more("dpo") == 2 * four_more("sft")  # a pair of DPO has two rows
     assert 1 < four_more("dpo", disable_dropout=True) / four_more("sft") < 2
 
 
@@ -135,7 +135,8 @@ def test_memory_estimate_counts_the_weights_once(new_trainer, monkeypatch):
     weights, config = 4 * trainer.model.num_parameters(), trainer.model.config
     table = 4 * config.vocab_size * config.n_embd
     rest = preflight.memory_estimate(trainer, Workload(tokens=0, longest=0)) - preflight.FIRST_STEP_BYTES
-    # The process holds the weights already. A training adds gradients of the same size.
+    # The process holds the weights already. The training adds a gradient of all weights (`weights` bytes) and a second
+    # gradient of the embedding (`table` bytes).
     assert rest == weights + preflight._optimizer_bytes(trainer) + table
 
 
@@ -148,7 +149,7 @@ def test_preflight_prints_a_line_for_each_thing_in_order(new_trainer, capsys, tm
     assert all(line.startswith(start) for line, start in zip(lines, starts, strict=True)), lines
     assert "precision fp32" in lines[0] and f"{torch.get_num_threads()} CPU threads" in lines[0]
     assert "torch==2." in lines[1] and "trl==1." in lines[1]
-    # 41 rows in batches of 4, three times
+    # 41 rows make 11 batches of at most 4 rows, and 3 epochs make 33 steps.
     assert "1,742 tokens per epoch" in lines[4] and "3 epochs" in lines[4] and "33 steps" in lines[4]
 
 

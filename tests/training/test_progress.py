@@ -1,4 +1,4 @@
-"""training/progress.py: the time left, the log file, and the lines of a running training."""
+"""Check training/progress.py: the time left, the log file, and the progress line."""
 
 import copy
 import io
@@ -18,13 +18,14 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from med_model.training import progress
 from med_model.training.progress import LogFile, ProgressLine, TimeLeft, Workload, count_evaluations, count_steps
 
-# A dry run turns these off: at its end the Trainer would load the best checkpoint and delete others.
+# A dry run sets these options. With others, the Trainer could evaluate at the start, and load or delete checkpoints at
+# the end.
 NO_CHECKPOINTS = {"save_total_limit": None, "load_best_model_at_end": False, "eval_on_start": False}
 
 
 @pytest.fixture(autouse=True)
 def wide_screen(monkeypatch):
-    """Print each message on one line, however long it is."""
+    """Make the screen so wide that each message is printed on one line."""
     monkeypatch.setattr("med_model.screen.COLUMNS", 10_000)
 
 
@@ -34,9 +35,9 @@ def new_trainer(tokenizer, random_gpt2, tmp_path):
 
 
 def without_times(log_history: list[dict]) -> list[dict]:
-    """Return the logs without their times, and without the summary at the end.
+    """Return the logs without the times, without `num_tokens`, and without the summary at the end.
 
-    `num_tokens` is left out too: after a resume TRL starts this count again. The Trainer keeps its own count.
+    `num_tokens` is left out because TRL starts this count again after a resume.
     """
     return [
         {key: value for key, value in entry.items() if not key.endswith(("per_second", "runtime", "num_tokens"))}
@@ -94,7 +95,7 @@ def test_time_left_leaves_the_training_bit_identical(stage, new_trainer):
 
 
 class Clock(TrainerCallback):
-    """The time at the end of each step."""
+    """Keep the time at the end of each step, in seconds."""
 
     def __init__(self):
         self.ends: list[float] = []
@@ -105,7 +106,7 @@ class Clock(TrainerCallback):
 
 @pytest.fixture
 def announced(monkeypatch) -> dict[str, float]:
-    """The unrounded figures of the line with the time left, after it was printed."""
+    """Return a dict that receives the unrounded figures of the line with the time left when the line is printed."""
     figures: dict[str, float] = {}
 
     def tr(message: str, **values: float) -> str:
@@ -121,7 +122,7 @@ def announced(monkeypatch) -> dict[str, float]:
 )
 def test_time_left_is_within_a_factor_of_three_of_the_real_one(stage, counted, new_trainer, announced):
     ratios = []
-    while not ratios or (len(ratios) < 4 and not 1 / 3 < ratios[-1] < 3):  # another program may hold up the processor
+    while not ratios or (len(ratios) < 4 and not 1 / 3 < ratios[-1] < 3):  # another program may slow down the run
         trainer, clock = new_trainer(stage, max_steps=20, include_num_input_tokens_seen=counted), Clock()
         trainer.add_callback(clock)
         trainer.add_callback(TimeLeft(trainer, workload_of(trainer), dry_run=False))
@@ -132,7 +133,7 @@ def test_time_left_is_within_a_factor_of_three_of_the_real_one(stage, counted, n
 
 
 def take_steps(callback: TimeLeft, training: TrainingArguments, first: int, count: int, max_steps: int) -> list[bool]:
-    """Let the callback see steps of 128 tokens. Return after each step whether the training must stop."""
+    """Run the callback for `count` steps of 128 tokens. Return for each step whether the training must stop."""
     state, control, stops = TrainerState(max_steps=max_steps, global_step=first), TrainerControl(), []
     callback.on_train_begin(training, state, control)
     for _ in range(count):
@@ -147,11 +148,11 @@ def take_steps(callback: TimeLeft, training: TrainingArguments, first: int, coun
 def test_time_left_counts_epochs_evaluations_and_the_steps_of_a_checkpoint(
     new_trainer, monkeypatch, capsys, announced
 ):
-    trainer = new_trainer("pretraining", max_steps=20)  # two epochs of 40 blocks
-    trainer.args.eval_strategy, trainer.args.eval_steps = "steps", 0.4  # at 8, 16 and 20
+    trainer = new_trainer("pretraining", max_steps=20)  # 20 steps of 4 blocks are two epochs of 40 blocks
+    trainer.args.eval_strategy, trainer.args.eval_steps = "steps", 0.4  # evaluate at steps 8, 16 and 20
     workload = Workload(tokens=1_280, longest=64, heldout_tokens=384)
     for first, share_left in ((0, 16 / 20), (10, 6 / 20)):
-        # The first step lasts 100 seconds and does not count. The others last 7 seconds, for 128 tokens each.
+        # The first step lasts 100 seconds and is not timed. Each of the three timed steps lasts 7 seconds.
         ticks = iter([0, 100, 107, 107, 114, 114, 121, 121])
         monkeypatch.setattr(progress.time, "perf_counter", lambda ticks=ticks: next(ticks))
         assert not any(take_steps(TimeLeft(trainer, workload, dry_run=False), trainer.args, first, 5, 20))
@@ -229,7 +230,7 @@ def test_log_file_has_a_line_per_log(stage, new_trainer, tmp_path):
     entries = log_entries(tmp_path / "checkpoints")
     assert entries == trainer.state.log_history
     assert [entry["step"] for entry in entries] == [1, 2, 3, 3, 4, 5, 6, 6, 6]
-    trainer.evaluate()  # after the training, as the scripts do
+    trainer.evaluate()  # the scripts also evaluate after the training
     after = log_entries(tmp_path / "checkpoints")
     assert after == trainer.state.log_history and len(after) == len(entries) + 1
 
@@ -264,7 +265,7 @@ LOGS = [
 
 
 def show(logs: list[dict], stderr: io.StringIO, monkeypatch, first_process: bool = True) -> ProgressLine:
-    """Let a ProgressLine see the logs, with a step of 100 tokens before each."""
+    """Give the logs to a new ProgressLine, each log after one step of 100 tokens. Return the ProgressLine."""
     monkeypatch.setattr(sys, "stderr", stderr)
     args = SimpleNamespace(disable_tqdm=False)
     state = TrainerState(max_steps=10, is_world_process_zero=first_process)

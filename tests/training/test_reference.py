@@ -1,4 +1,4 @@
-"""training/reference.py: the log-probabilities of the reference, and the file that keeps them."""
+"""Check training/reference.py: the log-probabilities of the reference model, and the file of these values."""
 
 import copy
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ from med_model.training.reference import reference_scores
 
 @pytest.fixture(autouse=True)
 def wide_screen(monkeypatch):
-    """Prints each message on one line, however long it is."""
+    """Make the screen so wide that each message is printed on one line."""
     monkeypatch.setattr("med_model.screen.COLUMNS", 10_000)
 
 

@@ -1,4 +1,4 @@
-"""training/retention.py: KL regularization towards an earlier model, and weight averaging."""
+"""Check training/retention.py: KL regularization towards an earlier model, and weight averaging."""
 
 import copy
 
@@ -35,7 +35,7 @@ def test_linear_kl_and_its_gradient_equal_a_direct_computation():
 
 @pytest.fixture
 def stage(model_directory, tmp_path):
-    """The options of a stage that starts from the tiny model and has a text of its own."""
+    """Return the options of a stage. The stage starts from the tiny model and uses a text written for the test."""
     (tmp_path / "text.txt").write_text("高血压患者要少盐少油。" * 90, encoding="utf-8")
     return RetentionArguments(text=[str(tmp_path / "text.txt")], input_model=str(model_directory))
 

@@ -1,4 +1,4 @@
-"""training/stage.py: checks before a training, the training itself, and publishing after it."""
+"""Check training/stage.py: the checks before a training, the training, and the publication of the model."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ from med_model.training.stage import (
 
 @pytest.fixture(autouse=True)
 def wide_screen(monkeypatch):
-    """Prints each message on one line, however long it is."""
+    """Make the screen so wide that each message is printed on one line."""
     monkeypatch.setattr("med_model.screen.COLUMNS", 10_000)
 
 
@@ -37,7 +37,7 @@ def new_trainer(tokenizer, random_gpt2, tmp_path):
 
 
 def write_checkpoint(folder, step: int, left_out: str = "", processes: int = 1):
-    """Write a checkpoint of one byte per file, without the file `left_out`."""
+    """Write a checkpoint with one byte per file, but leave out the file `left_out`. Return the folder."""
     checkpoint = folder / f"checkpoint-{step}"
     checkpoint.mkdir(parents=True)
     for name in (*CHECKPOINT_FILES, *(f"rng_state_{rank}.pth" for rank in range(processes))):
@@ -162,7 +162,7 @@ def test_train_prints_a_line_per_log_and_the_time_left_once(stage, new_trainer, 
 
 @pytest.fixture
 def trained(new_trainer, tokenizer, tmp_path):
-    """(trainer after three steps, its options, the arguments of `finish`)."""
+    """Return a trainer after three steps, its StageArguments, and the other arguments of `finish`."""
     trainer = new_trainer("pretraining", max_steps=3, eval_strategy="steps", eval_steps=3)
     stage = StageArguments(input_model=str(paths.TOKENIZER), output_model=str(tmp_path / "model"))
     train(trainer, stage, WORKLOAD, None)

@@ -1,4 +1,4 @@
-"""Check training/trainer.py: the chunked head agrees with the stock model and TRL's head; each trainer uses it."""
+"""Check training/trainer.py: the chunked head gives the results of transformers and TRL, and each trainer uses it."""
 
 import copy
 from types import SimpleNamespace
@@ -20,7 +20,7 @@ VOCABULARY = 50
 
 @pytest.fixture(autouse=True)
 def chunks_smaller_than_the_data(monkeypatch):
-    monkeypatch.setitem(CHUNK_TOKENS, "cpu", 7)  # 23 rows: three whole chunks and a rest
+    monkeypatch.setitem(CHUNK_TOKENS, "cpu", 7)  # the 24 labels of `batch` make three full chunks and one chunk of 3
     monkeypatch.setitem(SOFTMAX_ROWS, "cpu", 3)
 
 
@@ -33,7 +33,7 @@ def model():
 
 @pytest.fixture
 def batch():
-    """A padded batch in which some positions have no loss."""
+    """Return a padded batch in which some positions have no loss."""
     torch.manual_seed(1)
     input_ids = torch.randint(VOCABULARY, (3, 12))
     attention_mask = torch.ones_like(input_ids)
