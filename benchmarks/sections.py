@@ -51,7 +51,7 @@ class Benchmark:
         self.reference.close()
 
     def rates(self, ours: Callable[[], Throughput], reference: Callable[[], Throughput]) -> tuple[list, list]:
-        """Run both engines in turn. Return the rates of each engine, one per round.
+        """Run `ours` and `reference` in turn. Return the rates of each, one per round.
 
         If there are several rounds, a warm-up round comes first and is not counted.
         """

@@ -31,7 +31,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 SENTENCE_END = re.compile(r"[。！？；\n]")
-MIN_ANSWER_TOKENS = 16  # fewest tokens for an answer that must be cut: a shorter one teaches too little
+MIN_ANSWER_TOKENS = 16  # an answer that must be cut needs room for this many tokens: fewer teach too little
 PROMPT_SHARE = 0.5  # largest share of max_length for the prompt of a pair; each answer has the rest
 
 

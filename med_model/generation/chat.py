@@ -133,7 +133,7 @@ class Chat:
         return ids
 
     def say(self, text: str) -> Iterator[str]:
-        """Yield the answer to `text` in pieces of whole characters. Add `text` and the answer to the history.
+        """Yield the answer to `text` in pieces of whole characters. If `turns` is True, add both to the history.
 
         Raise UserError as `prompt_ids` does.
         """

@@ -32,7 +32,7 @@ from med_model.training.progress import LogFile, ProgressLine, TimeLeft, Workloa
 
 # A checkpoint is complete if it has all of these files, and one rng_state file per process.
 CHECKPOINT_FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
-# The values of these options are paths. In metrics.json the paths are relative to the project.
+# The values of these options are paths. In metrics.json, a path inside the project is relative to the project.
 DIRECTORY_OPTIONS = ("input_model", "output_model", "retention_model")
 
 

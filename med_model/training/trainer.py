@@ -1,4 +1,4 @@
-"""Add our output layer and the KL regularization to the Trainers of all three stages.
+"""Add our output layer to the Trainers of all stages, and the KL regularization to the Trainers of SFT and DPO.
 
 TRL computes the losses of SFT and DPO. Our output layer (model/head.py) never has the full logits in memory. The KL
 regularization (retention.py) keeps the predictions on plain text close to those of an earlier model.

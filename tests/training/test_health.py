@@ -1,6 +1,7 @@
 """Check training/health.py.
 
-If a few steps can cause a warning, the test trains a tiny model. Otherwise, it gives prepared logs to the callback.
+Tests of TrainingHealth train a tiny model if a few steps can cause the warning. Otherwise, they give prepared logs to
+the callback. The other tests train nothing.
 """
 
 import re
