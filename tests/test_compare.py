@@ -77,7 +77,7 @@ def test_compare_with_all_prints_every_measure_with_its_interval(chain, models, 
     printed = run(COMPARE, *models, *held, *options)
     for title in ("multiple choice ↑", "preference margin, nats per token ↑", "preference accuracy, flaw "):
         assert title in printed
-    assert "value [95% interval]" in printed and "at chance: 25.0%" in printed
+    assert "value [95% CI]" in printed and "at chance: 25.0%" in printed
     assert "Everything is within the expected values of " in printed
     assert too_wide(printed) == []
 

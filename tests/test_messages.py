@@ -159,6 +159,7 @@ def spoken(language: str, *arguments: str) -> tuple[int, str]:
 
 def test_an_error_is_in_the_language_of_the_screen(tmp_path):
     command = ("sft/py/sft_train.py", "--data", str(tmp_path / "none.jsonl"), "--output_model", str(tmp_path / "m"))
+    command += ("--output_dir", str(tmp_path / "c"))  # the project may hold checkpoints of an earlier run
     (code, english), (code_zh, chinese) = spoken("en", *command), spoken("zh", *command)
     assert code == code_zh == 2
     assert not HANZI.search(english) and "none.jsonl" in english
