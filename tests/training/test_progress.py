@@ -290,9 +290,9 @@ def test_progress_line_prints_a_line_per_log_without_a_terminal(monkeypatch, cap
     stderr = io.StringIO()
     show([*LOGS, {"train_loss": 5.1}], stderr, monkeypatch)
     first, second, third = capsys.readouterr().out.splitlines()
-    figures = r"\[1/10\] loss 5\.250, tokens/s [\d,]+, \d+\.\d min left"
+    figures = r"\[1/10\] loss 5\.250  tokens/s [\d,]+  \d+\.\d min left"
     assert re.fullmatch(figures, first), first
-    assert "[2/10] loss 5.250, " in second and "held-out loss 5.500" in second
+    assert "[2/10] loss 5.250  held-out loss 5.500  tokens/s" in second
     assert "loss 5.000" in third and "accuracy 0.750" in third and "margin 1.500" in third
     assert stderr.getvalue() == ""
 
