@@ -157,6 +157,7 @@ def spoken(language: str, *arguments: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.long
 def test_an_error_is_in_the_language_of_the_screen(tmp_path):
     command = ("sft/py/sft_train.py", "--data", str(tmp_path / "none.jsonl"), "--output_model", str(tmp_path / "m"))
     command += ("--output_dir", str(tmp_path / "c"))  # the project may hold checkpoints of an earlier run
@@ -166,11 +167,13 @@ def test_an_error_is_in_the_language_of_the_screen(tmp_path):
     assert HANZI.search(chinese) and not ENGLISH_SENTENCE.search(chinese) and "none.jsonl" in chinese
 
 
+@pytest.mark.long
 def test_an_unknown_language_is_refused_by_name():
     code, printed = spoken("fr", "compare_different_model.py", "--measures", "False")
     assert code == 2 and "MED_MODEL_LANG" in printed and "fr" in printed
 
 
+@pytest.mark.long
 def test_help_explains_our_options_in_the_language_of_the_screen():
     _, english = spoken("en", "compare_different_model.py", "--help")
     _, chinese = spoken("zh", "compare_different_model.py", "--help")

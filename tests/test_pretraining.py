@@ -10,6 +10,7 @@ from med_model.model.gpt2 import new_model
 from med_model.training.muon import optimizers_for
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("muon", [True, False])
 def test_pretraining_trainer_has_the_loss_curve_of_the_stock_trainer(tokenizer, tmp_path, muon):
     blocks = PackedBlocks(tokenizer, [paths.HELDOUT_TEXT.read_text(encoding="utf-8")[:30_000]], block_tokens=128)

@@ -75,6 +75,7 @@ def next_random_numbers() -> list[float]:
     return [torch.rand(()).item(), np.random.random(), random.random()]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stage", STAGES)
 def test_time_left_leaves_the_training_bit_identical(stage, new_trainer):
     trained = []
@@ -117,6 +118,7 @@ def announced(monkeypatch) -> dict[str, float]:
     return figures
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "stage, counted", [("pretraining", "all"), ("sft", "non_padding"), ("dpo", "non_padding"), ("pretraining", "no")]
 )
@@ -235,6 +237,7 @@ def test_log_file_has_a_line_per_log(stage, new_trainer, tmp_path):
     assert after == trainer.state.log_history and len(after) == len(entries) + 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stage", STAGES)
 def test_log_file_of_a_resumed_run_equals_that_of_the_whole_run(stage, new_trainer, tmp_path):
     folder = tmp_path / "checkpoints"
