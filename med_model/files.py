@@ -78,14 +78,14 @@ def write_beside(target: str | Path) -> Iterator[Path]:
     try:
         yield partial
         if partial.is_dir():
-            replace_directory(partial, target)
+            _replace_directory(partial, target)
         else:
             partial.replace(target)
     finally:
         _remove(partial)
 
 
-def replace_directory(partial: Path, directory: Path) -> None:
+def _replace_directory(partial: Path, directory: Path) -> None:
     """Rename the finished directory `partial` to `directory`. Delete the directory that had this name before."""
     old = directory.with_name(f".{directory.name}.old")
     shutil.rmtree(old, ignore_errors=True)

@@ -58,16 +58,23 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.long)
 
 
+class Printed(str):
+    """The output of a process. `text in printed` ignores white space, so line ends do not matter."""
+
+    def __contains__(self, text: str) -> bool:
+        return "".join(text.split()) in "".join(self.split())
+
+
 def run_python(
     arguments: list, stdin: str | None = None, timeout: float = 300, cwd: Path = ROOT.parent, **environment: str
 ) -> subprocess.CompletedProcess:
-    """Run Python in a new process and return the finished process.
+    """Run Python in a new process and return the finished process. Its stdout and stderr are Printed.
 
     `cwd` is the folder of the process. By default it is the parent folder of the project.
 
     Raise subprocess.TimeoutExpired after `timeout` seconds.
     """
-    return subprocess.run(
+    done = subprocess.run(
         [sys.executable, *map(str, arguments)],
         input=stdin,
         capture_output=True,
@@ -77,6 +84,8 @@ def run_python(
         env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"} | environment,
         timeout=timeout,
     )
+    done.stdout, done.stderr = Printed(done.stdout), Printed(done.stderr)
+    return done
 
 
 @pytest.fixture(scope="session")
@@ -142,6 +151,7 @@ def random_gpt2(tokenizer):
             initializer_range=initializer_range,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
         )
         return GPT2LMHeadModel(config).eval()
 
@@ -149,38 +159,44 @@ def random_gpt2(tokenizer):
 
 
 @pytest.fixture(scope="session")
-def model_directory(tmp_path_factory, tokenizer) -> Path:
+def model_directory(tmp_path_factory, tokenizer, random_gpt2) -> Path:
     """Return a model directory that a stage can load: an untrained GPT-2 of 128 positions and the tiny tokenizer.
 
     The tests must not change the directory.
     """
-    import torch
-
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=len(tokenizer),
-        n_positions=128,
-        n_embd=32,
-        n_layer=2,
-        n_head=2,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
     directory = tmp_path_factory.mktemp("model") / "tiny_gpt2"
-    GPT2LMHeadModel(config).save_pretrained(directory)
+    random_gpt2(128, 0.02).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
+
+
+@pytest.fixture
+def wide_screen(monkeypatch):
+    """Make the screen so wide that each message is printed on one line."""
+    monkeypatch.setattr("med_model.screen.COLUMNS", 10_000)
+
+
+@pytest.fixture
+def new_trainer(tokenizer, random_gpt2, tmp_path):
+    """Return a function that makes the trainer of a stage. Equal arguments give equal trainers."""
+    from small_runs import small_trainer
+    from transformers import set_seed
+
+    def make(stage: str, **options: object):
+        set_seed(7)
+        return small_trainer(stage, random_gpt2(128, 0.02), tokenizer, tmp_path / "checkpoints", **options)
+
+    return make
 
 
 @pytest.fixture(scope="session")
 def run(run_script):
     """Return a function that runs a script, checks the exit code, and returns stdout and stderr as one text."""
 
-    def checked(script: str, *options: object, code: int = 0) -> str:
+    def checked(script: str, *options: object, code: int = 0) -> Printed:
         done = run_script(script, *options)
         assert done.returncode == code, f"{script} {options}\n{done.stdout}\n{done.stderr}"
-        return done.stdout + done.stderr
+        return Printed(done.stdout + done.stderr)
 
     return checked
 

@@ -7,6 +7,7 @@ from med_model.model.head import (
     SOFTMAX_ROWS,
     label_log_probs,
     linear_cross_entropy,
+    linear_kl,
     token_log_probs,
 )
 
@@ -71,3 +72,24 @@ def test_token_log_probs_and_their_gradients_equal_those_of_torch(head, monkeypa
     actual = gradients((log_probs * upstream).sum(), hidden, weight)
     for gradient, wanted in zip(actual, gradients((expected * upstream).sum(), hidden, weight), strict=True):
         torch.testing.assert_close(gradient, wanted, atol=1e-5, rtol=0)
+
+
+def test_linear_kl_and_its_gradient_equal_a_direct_computation():
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight, teacher_hidden, teacher_weight = (
+        torch.randn(*shape, generator=generator) for shape in ((600, 16), (50, 16)) * 2
+    )
+    hidden.requires_grad_()
+    weight.requires_grad_()
+    divergence = linear_kl(hidden, weight, teacher_hidden, teacher_weight)
+    gradients = torch.autograd.grad(3 * divergence, (hidden, weight))
+    direct = torch.nn.functional.kl_div(
+        (hidden @ weight.T).log_softmax(-1),
+        (teacher_hidden @ teacher_weight.T).log_softmax(-1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    expected = torch.autograd.grad(3 * direct, (hidden, weight))
+    assert divergence.item() == pytest.approx(direct.item(), rel=1e-5)
+    for gradient, wanted in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-6)

@@ -10,7 +10,7 @@ import sft_train
 import torch
 from conftest import ADVICE, DISEASES
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerState, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerState
 
 from med_model.data.prompt import EncodedPair
 from med_model.model.quiet import expect_tied_head
@@ -110,16 +110,6 @@ def workload_of(trainer: Trainer) -> Workload:
         return dpo_train.workload_of([EncodedPair(*ids) for ids in zip(*columns, strict=True)], [], 0)
     lengths = [len(row["input_ids"]) for row in trainer.train_dataset]
     return Workload(sum(lengths), max(lengths))
-
-
-def trainer_maker(tokenizer: PreTrainedTokenizerBase, random_gpt2, folder: object):
-    """Return a function that makes the trainer of a stage. Equal arguments give equal trainers."""
-
-    def make(stage: str, **options: object) -> Trainer:
-        set_seed(7)
-        return small_trainer(stage, random_gpt2(128, 0.02), tokenizer, folder, **options)
-
-    return make
 
 
 def train_stage(

@@ -6,23 +6,14 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
-from small_runs import LONGEST, STAGES, WORKLOAD, trainer_maker
+from small_runs import LONGEST, STAGES, WORKLOAD
 
 from med_model import paths
 from med_model.errors import UserError
 from med_model.training import preflight
 from med_model.training.progress import Workload
 
-
-@pytest.fixture(autouse=True)
-def wide_screen(monkeypatch):
-    """Make the screen so wide that each message is printed on one line."""
-    monkeypatch.setattr("med_model.screen.COLUMNS", 10_000)
-
-
-@pytest.fixture
-def new_trainer(tokenizer, random_gpt2, tmp_path):
-    return trainer_maker(tokenizer, random_gpt2, tmp_path / "checkpoints")
+pytestmark = pytest.mark.usefixtures("wide_screen")
 
 
 def printed_lines(capsys) -> list[str]:

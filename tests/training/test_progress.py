@@ -12,26 +12,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from small_runs import STAGES, WORKLOAD, train_stage, trainer_maker, workload_of
+from small_runs import STAGES, WORKLOAD, train_stage, workload_of
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from med_model.training import progress
 from med_model.training.progress import LogFile, ProgressLine, TimeLeft, Workload, count_evaluations, count_steps
 
+pytestmark = pytest.mark.usefixtures("wide_screen")
+
 # A dry run sets these options. With others, the Trainer could evaluate at the start, and load or delete checkpoints at
 # the end.
 NO_CHECKPOINTS = {"save_total_limit": None, "load_best_model_at_end": False, "eval_on_start": False}
-
-
-@pytest.fixture(autouse=True)
-def wide_screen(monkeypatch):
-    """Make the screen so wide that each message is printed on one line."""
-    monkeypatch.setattr("med_model.screen.COLUMNS", 10_000)
-
-
-@pytest.fixture
-def new_trainer(tokenizer, random_gpt2, tmp_path):
-    return trainer_maker(tokenizer, random_gpt2, tmp_path / "checkpoints")
 
 
 def without_times(log_history: list[dict]) -> list[dict]:

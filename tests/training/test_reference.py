@@ -12,11 +12,7 @@ from med_model.measures.likelihood import preference_scores
 from med_model.training import reference
 from med_model.training.reference import reference_scores
 
-
-@pytest.fixture(autouse=True)
-def wide_screen(monkeypatch):
-    """Make the screen so wide that each message is printed on one line."""
-    monkeypatch.setattr("med_model.screen.COLUMNS", 10_000)
+pytestmark = pytest.mark.usefixtures("wide_screen")
 
 
 @pytest.fixture

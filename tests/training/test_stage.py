@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small_runs import STAGES, WORKLOAD, train_stage, trainer_maker
+from small_runs import STAGES, WORKLOAD, train_stage
 
 from med_model import paths
 from med_model.data.prompt import BASE_STOPS
@@ -24,16 +24,7 @@ from med_model.training.stage import (
     train,
 )
 
-
-@pytest.fixture(autouse=True)
-def wide_screen(monkeypatch):
-    """Make the screen so wide that each message is printed on one line."""
-    monkeypatch.setattr("med_model.screen.COLUMNS", 10_000)
-
-
-@pytest.fixture
-def new_trainer(tokenizer, random_gpt2, tmp_path):
-    return trainer_maker(tokenizer, random_gpt2, tmp_path / "checkpoints")
+pytestmark = pytest.mark.usefixtures("wide_screen")
 
 
 def write_checkpoint(folder, step: int, left_out: str = "", processes: int = 1):

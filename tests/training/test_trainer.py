@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small_runs import STAGES, random_blocks, random_ids, trainer_maker
+from small_runs import STAGES, random_blocks, random_ids
 from transformers import GPT2Config, GPT2LMHeadModel
 from trl.trainer.utils import add_fused_lm_head
 
@@ -133,11 +133,6 @@ def test_use_chunked_head_refuses_rows_padded_anywhere_but_on_the_right(model, b
         attention_mask[0, position] = 0
         with pytest.raises(AssertionError, match="padded on the right"):
             model(**batch | {"attention_mask": attention_mask})
-
-
-@pytest.fixture
-def new_trainer(tokenizer, random_gpt2, tmp_path):
-    return trainer_maker(tokenizer, random_gpt2, tmp_path / "checkpoints")
 
 
 @pytest.mark.parametrize("stage", STAGES)
