@@ -4,6 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 FLAGS ?=
 VENV = .venv
 RUN = $(VENV)/bin/python
+PARALLEL = --numprocesses auto --maxprocesses 4 --dist worksteal
 CATALOGUE = med_model/locale
 ALL_HELDOUT = pre_training/dataset/heldout.jsonl sft/dataset/heldout sft/dataset/choices.jsonl dpo/dataset/heldout
 
@@ -37,10 +38,10 @@ full: install
 	$(RUN) compare_different_model.py --data $(ALL_HELDOUT)
 
 test: install
-	$(RUN) -m pytest
+	$(RUN) -m pytest $(PARALLEL)
 
 test-fast: install
-	$(RUN) -m pytest -m "not slow and not long"
+	$(RUN) -m pytest $(PARALLEL) -m "not slow and not long"
 
 test-slow: install
 	$(RUN) -m pytest -m "slow or not slow"

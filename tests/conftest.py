@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 os.environ["MED_MODEL_LANG"] = "en"  # the tests expect the English messages
+os.environ["OMP_NUM_THREADS"] = "1"  # two tests run at a time; torch reads this setting at its import
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may use the network; huggingface_hub reads this setting at its import
 
 import pytest
@@ -63,6 +64,20 @@ class Printed(str):
 
     def __contains__(self, text: str) -> bool:
         return "".join(text.split()) in "".join(self.split())
+
+
+@pytest.fixture
+def note(record_property):
+    """Return a function that keeps a line for the end of the test run. `pytest_terminal_summary` prints the line."""
+    return lambda line: record_property("note", line)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Print the lines of the fixture `note`. The processes of pytest-xdist cannot print them."""
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        for name, line in report.user_properties:
+            if name == "note":
+                terminalreporter.write_line(line)
 
 
 def run_python(

@@ -114,12 +114,11 @@ def corpus_counts() -> dict[str, float]:
     }
 
 
-def test_corpus_has_the_counts_that_it_promises(capsys):
+@pytest.mark.long
+def test_corpus_has_the_counts_that_it_promises(note):
     counts = corpus_counts()
-    with capsys.disabled():
-        print()
-        for name, count in counts.items():
-            print(f"  {name}: {count:,.0f} (at least {AT_LEAST[name]:,})")
+    for name, count in counts.items():
+        note(f"{name}: {count:,.0f} (at least {AT_LEAST[name]:,})")
     assert {name: count for name, count in counts.items() if count < AT_LEAST[name]} == {}
     assert counts.keys() == AT_LEAST.keys()
 
@@ -130,6 +129,7 @@ def test_topic_of_every_article_has_questions_and_pairs():
     assert {row["topic"] for row in rows_of(paths.DPO_DATA)} == articles
 
 
+@pytest.mark.long
 def test_heldout_wording_is_in_no_training_file(training_text):
     wordings = [row["instruction"] for row in [*rows_of(paths.HELDOUT_QUESTIONS), *rows_of(paths.EXAM)]]
     assert len(wordings) > 300
@@ -143,6 +143,7 @@ def test_heldout_document_has_no_sentence_in_a_training_file(training_text):
     assert [sentence for sentence in long if sentence in training_text] == []
 
 
+@pytest.mark.long
 def test_heldout_document_shares_at_most_1_percent_of_its_shingles_with_the_training_files(training_text):
     trained = shingles(training_text, 13)
     documents = rows_of(paths.HELDOUT_TEXT)
@@ -179,6 +180,7 @@ def test_vague_sentences_of_heldout_pairs_are_in_no_training_pair(training_text)
     assert [sentence for sentence in vague["held_out"] if sentence in training_text] == []
 
 
+@pytest.mark.long
 def test_answers_of_unread_pairs_are_in_no_training_file(training_text):
     pairs = [row for row in rows_of(paths.HELDOUT_PAIRS) if row.get("unread")]
     answers = {row["response_chosen"] for row in pairs}

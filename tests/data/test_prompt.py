@@ -181,6 +181,7 @@ def random_conversation(choose: random.Random) -> list[dict]:
     return messages
 
 
+@pytest.mark.long
 def test_every_random_example_fits_and_ends_with_a_labelled_stop(tokenizer):
     choose = random.Random(512)
     stop = tokenizer.convert_tokens_to_ids("<|im_end|>")

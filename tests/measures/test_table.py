@@ -14,7 +14,7 @@ from med_model.measures.table import (
     shortened,
     with_interval,
 )
-from med_model.screen import COLUMNS, padded, width, wrapped
+from med_model.screen import COLUMNS, width, wrapped
 
 LONG_FLAW = "一种名字特别长的缺陷" * 20
 KEYS = [*MEASURES, FLAW + "vague", FLAW + LONG_FLAW]
@@ -31,7 +31,7 @@ def measured(key: str, number: int) -> Measure:
     return measure(rng.random(1_000) < number / 2)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def comparison():
     """Return {model: {measure: figure}} and {(before, after): {measure: difference}} of three models."""
     models = {model: {key: measured(key, number) for key in KEYS} for number, model in enumerate(MODELS)}
@@ -47,11 +47,6 @@ def printed_lines(capsys) -> list[str]:
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if width(line) > COLUMNS] == []
     return lines
-
-
-def test_width_counts_two_columns_per_chinese_character():
-    assert (width("血压 120"), width("，"), width("")) == (8, 2, 0)
-    assert padded("血压", 6) == "血压  " and padded("血压", 3) == "血压"
 
 
 def test_wrapped_breaks_lines_within_the_columns_and_drops_blank_ones():

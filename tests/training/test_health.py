@@ -179,6 +179,7 @@ def test_training_health_refuses_a_trainer_that_hides_losses(model, text_rows, t
         train(model, text_rows(TEXTS), TrainingHealth(HealthLines()), max_steps=1, logging_nan_inf_filter=True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("falls", [True, False])
 def test_training_health_warns_of_a_loss_that_does_not_fall_unless_it_need_not(model, text_rows, train, falls):
     health = HealthLines()
@@ -218,6 +219,7 @@ def test_training_health_judges_a_resumed_run_from_its_first_step_on():
     assert "the median of the last 10 logs is 0.1" in line
 
 
+@pytest.mark.long
 def test_training_health_warns_of_the_gradient_spike_of_a_strange_row(model, text_rows, train):
     known = text_rows(TEXTS[:1]) * 80
     strange = torch.randint(0, model.config.vocab_size, (ROW_TOKENS,), generator=torch.Generator().manual_seed(0))
@@ -245,6 +247,7 @@ def test_training_health_takes_ten_times_the_median_for_a_spike(values, warned):
     assert bool(replay(TrainingHealth(HealthLines()), norms(*values), 100)) == warned
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kept", [True, False])
 def test_training_health_warns_of_a_rising_held_out_loss_while_the_training_loss_falls(model, text_rows, train, kept):
     health = HealthLines()

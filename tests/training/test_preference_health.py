@@ -86,6 +86,7 @@ def test_preference_health_prints_nothing_in_a_healthy_training(prefer, capsys):
     assert 0 < drift.kl < 0.5 and drift.length > 1
 
 
+@pytest.mark.long
 def test_preference_health_warns_of_a_training_that_learns_nothing(prefer):
     health, drift = prefer(learning_rate=0.0)
     (line,) = health.lines
@@ -93,6 +94,7 @@ def test_preference_health_warns_of_a_training_that_learns_nothing(prefer):
     assert drift.kl == 0.0 and drift.length == drift.start_length
 
 
+@pytest.mark.long
 def test_preference_health_warns_of_falling_chosen_answers_and_of_drift_at_a_huge_learning_rate(prefer, capsys):
     health, drift = prefer(learning_rate=3e-2, loss_type=["sigmoid"])
     chosen, length, kl = health.lines

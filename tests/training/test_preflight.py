@@ -86,6 +86,7 @@ def test_disk_needs_count_the_room_of_old_checkpoints_as_free(new_trainer, monke
     assert free == 1500
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stage", STAGES)
 def test_optimizer_bytes_are_those_of_the_state_after_a_step(stage, new_trainer):
     trainer = new_trainer(stage, max_steps=1)

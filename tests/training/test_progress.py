@@ -45,6 +45,7 @@ def test_count_steps_counts_as_the_trainer_does(options, new_trainer):
     assert steps == trainer.state.global_step == trainer.state.max_steps
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "options",
     [
@@ -176,6 +177,7 @@ def test_time_left_is_printed_on_the_first_process_only(new_trainer, monkeypatch
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("due", ["steps", "epoch"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_dry_run_takes_four_steps_and_neither_evaluates_nor_saves_nor_logs(
@@ -215,6 +217,7 @@ def log_entries(folder) -> list[dict]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stage", STAGES)
 def test_log_file_has_a_line_per_log(stage, new_trainer, tmp_path):
     trainer = new_trainer(stage, max_steps=6, eval_strategy="steps", eval_steps=3)

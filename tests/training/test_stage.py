@@ -86,6 +86,7 @@ def test_check_positions_allows_rows_as_long_as_the_positions(random_gpt2):
         check_positions(model, 129)
 
 
+@pytest.mark.long
 def test_train_names_a_smaller_batch_if_the_memory_of_a_gpu_is_too_small(new_trainer, monkeypatch):
     trainer = new_trainer("pretraining", gradient_accumulation_steps=3)
 
@@ -98,6 +99,7 @@ def test_train_names_a_smaller_batch_if_the_memory_of_a_gpu_is_too_small(new_tra
             train_stage(trainer, dry_run)
 
 
+@pytest.mark.long
 def test_train_removes_old_checkpoints_unless_it_resumes_or_runs_dry(new_trainer, tmp_path):
     old = tmp_path / "checkpoints" / "checkpoint-99"
     options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
@@ -114,6 +116,7 @@ def test_train_removes_old_checkpoints_unless_it_resumes_or_runs_dry(new_trainer
     ]
 
 
+@pytest.mark.long
 def test_train_keeps_the_checkpoint_that_a_dry_run_resumes_from(new_trainer, tmp_path):
     folder = tmp_path / "checkpoints"
     options = {
@@ -141,6 +144,7 @@ def test_train_does_not_evaluate_at_the_start_of_a_dry_run(new_trainer, monkeypa
     assert not evaluated
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stage", STAGES)
 def test_train_prints_a_line_per_log_and_the_time_left_once(stage, new_trainer, capsys):
     trainer = new_trainer(stage, max_steps=6, disable_tqdm=False, eval_strategy="steps", eval_steps=3)
