@@ -1,4 +1,8 @@
-"""Define the shared fixtures: a tiny tokenizer, a tiny model, functions that run scripts, a run of all stages."""
+"""Define the shared fixtures: a tiny tokenizer, a tiny model, functions that run scripts, a run of all stages.
+
+The fixtures import torch and the scripts themselves. The first process of pytest-xdist needs neither, and torch takes
+seconds to import.
+"""
 
 import json
 import os
@@ -11,8 +15,6 @@ os.environ["OMP_NUM_THREADS"] = "1"  # two tests run at a time; torch reads this
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may use the network; huggingface_hub reads this setting at its import
 
 import pytest
-import train_tokenizer
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from med_model import paths
 
@@ -129,6 +131,8 @@ def tokenizer_directory(tmp_path_factory) -> Path:
 
     pre_training/py/train_tokenizer.py trains the tokenizer on 96 lines.
     """
+    import train_tokenizer
+
     folder = tmp_path_factory.mktemp("tokenizer")
     lines = [{"text": "\n".join(f"{disease}{advice}。" for advice in ADVICE)} for disease in DISEASES]
     (folder / "texts.jsonl").write_text(
@@ -143,6 +147,8 @@ def tokenizer_directory(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer(tokenizer_directory):
+    from transformers import AutoTokenizer
+
     return AutoTokenizer.from_pretrained(tokenizer_directory)
 
 
@@ -154,6 +160,7 @@ def random_gpt2(tokenizer):
     the earlier tokens have very little influence.
     """
     import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
 
     def make(positions: int, initializer_range: float = 0.5) -> GPT2LMHeadModel:
         torch.manual_seed(0)
