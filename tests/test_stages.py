@@ -184,7 +184,7 @@ def test_two_processes_print_each_line_once_and_publish_once(chain, stage, run_m
         "torch.distributed.run", *launch, *options, *output_options(tmp_path), "--max_steps", 4, "--use_cpu", "True"
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    for start in (*ONCE, "The model is published in "):
+    for start in (*ONCE, "The model is published in"):
         assert count_lines(done.stdout, start) == 1, f"{start}\n{done.stdout}"
     assert "2 process(es)" in unwrapped(done.stdout)
     steps = [line.partition("/")[0] for line in done.stdout.splitlines() if line.startswith("[")]
