@@ -106,7 +106,10 @@ def read_prompts(args: CompareArguments) -> list[list[Message]]:
 
 
 def compare(results: dict[str, Evaluation]) -> Changes:
-    """Return the change of each measure from one model to the next, if both models have the same number of items."""
+    """Return the change of each measure from one model to the next.
+
+    Leave out a measure if the earlier model lacks it, or if the two models have different numbers of items.
+    """
     changes = {}
     for (before, old), (after, new) in itertools.pairwise(results.items()):
         changes[before, after] = {

@@ -1,4 +1,7 @@
-"""Provide the parts that both engines share: the clock, the generation settings and the worker process."""
+"""Provide the parts that both engines share: the clock, the generation settings and the worker process.
+
+An engine trains and generates. One engine is this project (project.py), the other is the reference (reference.py).
+"""
 
 import ctypes
 import functools
@@ -90,7 +93,7 @@ def token_throughput(trainer: Trainer) -> Throughput:
 
 
 class Engine:
-    """Hold the inputs and the prompts of an engine, the same for both engines. Each subclass trains and generates."""
+    """Hold the inputs and the prompts, which are the same for both engines. Each subclass trains and generates."""
 
     def __init__(self, inputs: Inputs):
         set_seed(SEED)
@@ -110,7 +113,10 @@ class Engine:
         return bits_per_byte(model, self.tokenizer, self.inputs.heldout)
 
     def settings(self, sample: bool, new_tokens: int) -> GenerationConfig:
-        """Return the sampling settings of the chats, or greedy settings. Every answer has `new_tokens` tokens."""
+        """Return the sampling settings of the chats, or greedy settings if `sample` is False.
+
+        Every answer has `new_tokens` tokens.
+        """
         if sample:
             settings = sampling_defaults(self.tokenizer, CHAT_STOPS)
         else:

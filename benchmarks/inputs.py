@@ -33,8 +33,9 @@ def read_inputs(data: list[str] | None, megabytes: float, heldout_bytes: int, fo
     """Read the data, and write a tokenizer and an untrained model to `folder`.
 
     data: documents, or one folder with pretrain/, dev/, sft/train.jsonl and dpo/train.jsonl. None: the bundled data.
+    If `data` is documents, rows and pairs are the bundled ones.
     megabytes: the most text for training the tokenizer, in MB.
-    heldout_bytes: the least size of the held-out text, in bytes of UTF-8.
+    heldout_bytes: the least size of the held-out text, in bytes of UTF-8. A smaller held-out text is used as a whole.
     Raise UserError if the data cannot be read or the tokenizer cannot be trained.
     """
     texts, heldout, rows, pairs = data, None, str(paths.SFT_DATA), str(paths.DPO_DATA)
@@ -67,7 +68,7 @@ def read_inputs(data: list[str] | None, megabytes: float, heldout_bytes: int, fo
 
 
 def last_bytes(texts: list[str], count: int) -> list[str]:
-    """Return texts from the end of the list, at least `count` bytes together.
+    """Return texts from the end of the list, at least `count` bytes together. A smaller list is returned as a whole.
 
     The first texts are not used, because the search for the training settings has used them.
     """

@@ -71,7 +71,8 @@ class Project(Engine):
     def arithmetic(self) -> float:
         """Return the floating-point operations (FLOP) of a training step per token.
 
-        These are 6 per parameter without the position embeddings, and those of attention over the whole block.
+        This is 6 per parameter, without the parameters of the position embeddings, plus 12 x BLOCK_TOKENS x width x
+        layers for attention over the whole block.
         """
         model = new_model(self.tokenizer, dropout=0.0)
         multiplying = model.num_parameters() - model.transformer.wpe.weight.numel()

@@ -80,7 +80,7 @@ class BenchmarkArguments:
 
 
 def check_arguments(args: BenchmarkArguments) -> None:
-    """Raise UserError for an unknown section, an ignored option, or a --json file in a missing folder."""
+    """Raise UserError for an unknown section, an option that --long would ignore, or a missing folder of --json."""
     if unknown := set(args.sections or ()) - set(SECTIONS):
         sections = ", ".join(SECTIONS)
         raise UserError(

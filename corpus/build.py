@@ -85,7 +85,10 @@ def print_knowledge(departments: list[dict]) -> None:
 
 
 def print_rows(files: Files) -> None:
-    """Print the number of rows of each part, and the share of pairs with a shorter chosen answer, also per flaw."""
+    """Print the number of rows in each path of COUNTED.
+
+    Also print the share of pairs whose chosen answer is shorter than the rejected answer, in total and per flaw.
+    """
     for part in COUNTED:
         count = sum(len(rows) for path, rows in files.items() if path.is_relative_to(part))
         say(tr("{part}: {count:,} rows", part=paths.shown(part), count=count))

@@ -19,7 +19,7 @@ TURN_LENGTH = (20, 200)
 OPTION_LENGTH = (1, 30)
 REJECTED_RATIO = (0.65, 1.5)  # (least, most): length of the rejected answer / length of the answer
 WORDINGS = 6  # training wordings per question of a training topic
-HELDOUT_WORDINGS = 4  # wordings per question of a held-out topic, and in held-out pairs
+HELDOUT_WORDINGS = 4  # wordings per question in held-out topics and in held-out pairs
 MIN_EDITS = 3  # least edit distance between a held-out wording and each training wording of its topic
 
 # Traditional forms of common characters. The texts are in simplified Chinese, so each of these is a typing error.
@@ -95,7 +95,8 @@ def check_answers(question: dict, origin: str) -> list[str]:
     answer, rejected = question["answer"], question["rejected"]
     answer_origin = tr("{origin}, answer", origin=origin)
     faults = check_prose(answer, answer_origin, ANSWER_LENGTH) + check_dose(answer, answer_origin)
-    # In an emergency, the first sentence must say to call for help. The measures check only the first sentence too.
+    # The first sentence must say to call for help in an emergency, and only then. The measures, too, check only the
+    # first sentence.
     if bool(question.get("emergency")) != is_urgent(answer):
         faults.append(
             tr("{origin}: an emergency answer, and no other, says 120 or 急诊 in its first sentence", origin=origin)

@@ -1,4 +1,4 @@
-"""Find repeated topic names, sentences and wordings, and articles that share too many runs of characters.
+"""Find repeated topic names, sentences and wordings, and articles that share too many shingles (runs of characters).
 
 A repetition inside one topic is a fault too. Each function returns a list of faults, one line per fault.
 """

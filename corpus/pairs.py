@@ -1,10 +1,10 @@
 """Make the preference pairs of a topic: a good answer, and a bad answer with one named flaw.
 
-Each question is in one group:
+Each question is in one of three groups. The group tells which stages read the question:
 
-asked   SFT and DPO train on the question
-read    only pre-training has the answer, and no training file has the question
-unread  no training file has the topic of the question
+asked   pre-training reads the answer; SFT and DPO train on the question and the answer
+read    pre-training reads the answer; SFT and DPO train on neither the question nor the answer
+unread  no stage reads the questions, the answers or the article of the topic
 """
 
 import itertools
@@ -15,16 +15,16 @@ from checks import HELDOUT_WORDINGS, WORDINGS
 from text import sentences
 
 COMPOSED_FLAWS = ("other_topic", "repetition", "vague", "no_ending")
-CLOSEST = 12  # the flaw other_topic draws from this many answers, those closest in length
+CLOSEST = 12  # a bad answer with the flaw other_topic is one of this many answers, those closest in length
 
 Answers = dict[str, dict[str, list[str]]]  # group -> topic -> answers
 
 
 def unasked_index(topic: dict) -> int | None:
-    """Return the index of the question in the group `read`. The pairs of this question are held out.
+    """Return the index of the topic's one question in the group `read`. The pairs of this question are held out.
 
-    Return None if the topic is held out or has no article. The index depends only on the topic's name and its number
-    of questions, so a new topic does not change the index.
+    Return None if the topic is held out or has no article. The index depends only on the name of the topic and its
+    number of questions, so a new topic does not change the index of the others.
     """
     if topic.get("held_out") or "article" not in topic:
         return None
@@ -50,9 +50,10 @@ def answers_by_group(topics: list[dict]) -> Answers:
 def composed_rejection(
     flaw: str, answer: str, others: list[str], vague: list[str], longer: bool, rng: random.Random
 ) -> str:
-    """Return a bad answer made from written parts, a few characters longer or shorter than the good answer.
+    """Return a bad answer with the flaw `flaw`, made from `answer`, `others` (answers) and `vague` (sentences).
 
-    The two answers have nearly the same length, so the sums of their log-probabilities differ mainly by content.
+    If possible, the bad answer is a few characters longer than the good answer, or shorter if `longer` is False. So
+    the sums of the log-probabilities of the two answers differ mainly by content.
     """
     target = len(answer) + rng.randint(1, 4) * (1 if longer else -1)
     if flaw == "other_topic":
@@ -66,7 +67,7 @@ def composed_rejection(
         drawn = ["".join(rng.sample(vague, size)) for size in range(1, len(vague) + 1) for _ in range(40)]
         fitting = [text for text in drawn if (len(text) > len(answer)) == longer]
         return min(fitting, key=lambda text: abs(len(text) - target))
-    # no_ending: the text stops inside a clause. In the longer form, another answer replaces the last sentence.
+    # no_ending: the text stops without a mark. In the longer form, another answer replaces the last sentence.
     whole = "".join(sentences(answer)[:-1]) + rng.choice(others) * 2 if longer else answer
     while whole[target - 1] in "，。；：、！？":
         target += 1 if longer else -1
@@ -76,10 +77,11 @@ def composed_rejection(
 def pairs_of(topic: dict, answers: Answers, vague: dict[str, list[str]], rng: random.Random) -> list[list[dict]]:
     """Return the pairs of a topic, one list per question.
 
-    Composed bad answers use only answers of the question's own group. Held-out pairs also have their own vague
-    sentences (vague["held_out"]). So no row of SFT or DPO training contains a text of a held-out pair. The model has
-    seen the good and the bad answer in the same stages. An asked question has one pair per training wording, so that
-    the sft loss on chosen answers trains every wording.
+    A composed bad answer takes its text from answers of the question's group (asked, read or unread), or from vague
+    sentences. Held-out pairs have their own vague sentences, vague["held_out"]. So SFT and DPO train on no answer and
+    no vague sentence of a held-out pair. Only a repeated clause may also occur in training.
+    A question of the group `asked` has one pair per training wording, so that the sft loss on chosen answers trains
+    every wording.
     """
     result = []
     # Longer and shorter bad answers alternate within each flaw. So the length does not show which answer is bad.

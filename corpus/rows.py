@@ -50,7 +50,7 @@ def add_heldout_topic(files: Files, topic: dict, answers: Answers, vague: dict[s
 def add_trained_topic(
     files: Files, department: str, topic: dict, answers: Answers, vague: dict[str, list[str]]
 ) -> list[dict]:
-    """Add the rows of a topic to the files of its department. Return its held-out questions in random order.
+    """Add the rows of a topic to the files of its department. Return the topic's held-out questions in random order.
 
     The seed of the random numbers is the topic's name, so a new topic does not change the order in other topics.
     """

@@ -13,7 +13,7 @@ def characters(text: str) -> int:
 
 
 def sentences(text: str) -> list[str]:
-    """Return the sentences of a text without whitespace. Each sentence ends with its mark (。！？)."""
+    """Return the sentences of a text without whitespace, each with its end mark (。！？). The last may have none."""
     return [sentence for sentence in re.split(r"(?<=[。！？])", _without_whitespace(text)) if sentence]
 
 

@@ -1,4 +1,4 @@
-"""Give the map of med_model. A folder imports only from folders that this list names before it.
+"""List the modules and folders of med_model. A folder imports only from the lines above it in this list.
 
 No stage folder (pre_training, sft, dpo) imports another.
 
@@ -12,5 +12,6 @@ training/     train: trainer, optimizer, KL regularization, pre-flight, progress
 
 from huggingface_hub import constants
 
-# Turn off the telemetry of huggingface_hub. An environment variable would come too late if a script imports trl first.
+# Turn off the telemetry of huggingface_hub. An environment variable would have no effect if a script imports trl
+# first, because trl imports huggingface_hub.
 constants.HF_HUB_DISABLE_TELEMETRY = True

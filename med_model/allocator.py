@@ -5,7 +5,7 @@ import sys
 
 # Numbers of three options of mallopt(3), from malloc.h
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
-LARGEST = 2**31 - 1  # bytes: mallopt takes a C int, and this is its largest value
+LARGEST = 2**31 - 1  # bytes: the largest C int, because mallopt takes the value as a C int
 
 
 def keep_freed_memory() -> bool:

@@ -49,7 +49,8 @@ def parse(*dataclass_types: type, description: str, docstring: str) -> list:
     The YAML file of `--config` overrides the defaults. The command line overrides both.
     --help shows `description`, and the commands of `docstring` as examples.
     Raise UserError for an unknown option, for a value that a dataclass refuses, and for an unreadable YAML file.
-    For a value of the wrong type, argparse itself prints the error and ends the program with exit code 2.
+    For a value of the wrong type or a missing required option, argparse itself prints the error and ends the program
+    with exit code 2.
     """
     for dataclass_type in dataclass_types:
         _inherit_help(dataclass_type)
@@ -76,7 +77,10 @@ def parse(*dataclass_types: type, description: str, docstring: str) -> list:
 
 
 def _inherit_help(dataclass_type: type) -> None:
-    """Copy the inherited help text to each field without one. A field without help text only changes a default."""
+    """Give each field without a help text the help text of the same field in a base class.
+
+    Such a field only changes the default of the inherited option.
+    """
     for field in dataclasses.fields(dataclass_type):
         inherited = (base.__dataclass_fields__.get(field.name) for base in dataclass_type.__mro__[1:-1])
         documented = next((f for f in inherited if f is not None and "help" in f.metadata), None)
@@ -104,7 +108,7 @@ def _use_as_defaults(parser: TrlParser, file: str) -> None:
 def run(main: Callable[[], None]) -> None:
     """Run `main`. After a UserError, print its message and exit with code 2. After Ctrl-C, exit with code 130."""
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8")  # Windows consoles and C locales cannot print Chinese by default
+        stream.reconfigure(encoding="utf-8")  # the default may lack Chinese, for example in a pipe on Windows
     keep_freed_memory()
     try:
         check_language()

@@ -2,4 +2,4 @@
 
 
 class UserError(Exception):
-    """Report a mistake of the user. The message names the thing, the value found and the next command."""
+    """Report a mistake of the user. The message names the option or file, the value found and the next step."""

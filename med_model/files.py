@@ -54,7 +54,10 @@ def read_json(file: str | Path) -> Any:
 
 
 def check_json_target(file: str | None) -> None:
-    """Raise UserError if the folder of the --json file does not exist. Scripts call this before the long work."""
+    """Raise UserError if the folder of the --json file does not exist. Do nothing if `file` is None.
+
+    Scripts call this function before the long work.
+    """
     if file and not Path(file).resolve().parent.is_dir():
         raise UserError(tr("There is no folder for --json {file}. Make the folder first.", file=file))
 
@@ -69,11 +72,12 @@ def write_json(file: str | Path, value: object) -> None:
 def write_beside(target: str | Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of `target`. At the end, rename the temporary path to `target`.
 
-    The `with` block writes a file or a directory to the temporary path. So `target` is always complete. After an error
-    in the block, `target` is as it was before, and the temporary path is removed.
+    The `with` block writes a file or a directory to the temporary path. So `target` is never half written. After an
+    error in the block, `target` is as it was before, and the temporary path is removed.
     """
     target = Path(target)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")  # two runs may have one target
+    # The process id is in the name, because two runs may write the same target.
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     _remove(partial)
     try:
         yield partial

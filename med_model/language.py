@@ -1,7 +1,7 @@
 """Choose the language of the screen, Chinese or English, and translate messages into it.
 
 The code passes its English messages through `tr`. The Chinese messages are in locale/zh_CN/LC_MESSAGES/med_model.po.
-`make messages` compiles this file.
+`make messages` compiles the .po file.
 """
 
 import gettext
@@ -14,7 +14,7 @@ from med_model.errors import UserError
 DOMAIN = "med_model"
 CATALOGUES = Path(__file__).resolve().parent / "locale"
 LANGUAGES = ("zh", "en")  # the values of MED_MODEL_LANG
-VARIABLES = ("MED_MODEL_LANG", "LC_ALL", "LC_MESSAGES", "LANG")  # the first that is set decides the language
+VARIABLES = ("MED_MODEL_LANG", "LC_ALL", "LC_MESSAGES", "LANG")  # the first that is not empty decides the language
 
 
 def screen_language() -> str:

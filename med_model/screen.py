@@ -8,11 +8,11 @@ COLUMNS = 100  # the most columns per printed line
 # A match is a word with the spaces after it, or one other character, such as a Chinese character or a line end.
 # A line may break after each match.
 BREAKABLE = re.compile(r"[^\s\u2e80-\uffef]+ *|.", re.DOTALL)
-NO_LINE_START = "，。、；：？！）》」』”’…"  # a line must not begin with one of these marks
+NO_LINE_START = "，。、；：？！）》」』”’…"  # marks that should not begin a line
 
 
 def width(text: str) -> int:
-    """Return the number of terminal columns that a text takes: two per Chinese character, one per other character."""
+    """Return the width of a text in terminal columns: two per wide character, such as a Chinese one, else one."""
     return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
 
 
@@ -31,7 +31,7 @@ def wrapped(text: str, columns: int) -> list[str]:
                 lines.append("")
                 continue
             if width(lines[-1] + piece.rstrip()) > columns:
-                # A mark must not begin the new line, so the Chinese character before it moves down too.
+                # A mark should not begin the new line, so a Chinese character before the mark moves down too.
                 moves = piece in NO_LINE_START and width(lines[-1][-1:]) == 2
                 lines[-1], start = (lines[-1][:-1], lines[-1][-1]) if moves else (lines[-1], "")
                 lines.append(start)
@@ -42,7 +42,7 @@ def wrapped(text: str, columns: int) -> list[str]:
 def say(text: str = "") -> None:
     """Print a text on the first process of a run. Other processes print nothing.
 
-    A line wider than COLUMNS is wrapped. Its further lines are indented by two more columns.
+    A line wider than COLUMNS is wrapped. The parts after the first are indented two columns more than the line.
     """
     if os.environ.get("RANK", "0") != "0":  # torchrun and accelerate set RANK
         return

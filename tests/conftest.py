@@ -1,7 +1,7 @@
 """Define the shared fixtures: a tiny tokenizer, a tiny model, functions that run scripts, a run of all stages.
 
-The fixtures import torch and the scripts themselves. The first process of pytest-xdist needs neither, and torch takes
-seconds to import.
+Torch and the scripts are imported inside the fixtures, not at the top of this file. The main process of pytest-xdist
+runs no tests and needs neither, and torch takes seconds to import.
 """
 
 import json
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 os.environ["MED_MODEL_LANG"] = "en"  # the tests expect the English messages
-os.environ["OMP_NUM_THREADS"] = "1"  # two tests run at a time; torch reads this setting at its import
+os.environ["OMP_NUM_THREADS"] = "1"  # tests run in several processes at a time; torch reads this at its import
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may use the network; huggingface_hub reads this setting at its import
 
 import pytest
@@ -55,7 +55,7 @@ STARTS_PROCESSES = {"run_script", "run_module", "chain"}  # names of the fixture
 
 
 def pytest_collection_modifyitems(items):
-    """Mark each test that starts another process. `make test-fast` leaves out the marked tests."""
+    """Mark each test that uses a fixture of STARTS_PROCESSES. `make test-fast` leaves out the marked tests."""
     for item in items:
         if STARTS_PROCESSES.intersection(item.fixturenames):
             item.add_marker(pytest.mark.long)
@@ -75,7 +75,7 @@ def note(record_property):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Print the lines of the fixture `note`. The processes of pytest-xdist cannot print them."""
+    """Print the lines of the fixture `note`. The worker processes of pytest-xdist cannot print."""
     for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
         for name, line in report.user_properties:
             if name == "note":
@@ -87,7 +87,7 @@ def run_python(
 ) -> subprocess.CompletedProcess:
     """Run Python in a new process and return the finished process. Its stdout and stderr are Printed.
 
-    `cwd` is the folder of the process. By default it is the parent folder of the project.
+    `cwd` is the working directory of the process. By default it is the parent folder of the project.
 
     Raise subprocess.TimeoutExpired after `timeout` seconds.
     """
@@ -107,7 +107,10 @@ def run_python(
 
 @pytest.fixture(scope="session")
 def run_script():
-    """Return a function that runs a script in the parent folder of the project and returns the finished process."""
+    """Return a function that runs a script and returns the finished process.
+
+    The working directory of the process is the parent folder of the project.
+    """
 
     def run(script: str, *options: object, stdin: str | None = None, timeout: float = 300):
         return run_python([ROOT / script, *options], stdin, timeout)
@@ -117,7 +120,10 @@ def run_script():
 
 @pytest.fixture(scope="session")
 def run_module():
-    """Return a function that runs `python -m MODULE` in the parent folder and returns the finished process."""
+    """Return a function that runs `python -m MODULE` and returns the finished process.
+
+    The working directory of the process is the parent folder of the project.
+    """
 
     def run(module: str, *options: object, timeout: float = 300):
         return run_python(["-m", module, *options], None, timeout)

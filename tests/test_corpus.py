@@ -167,8 +167,8 @@ def test_one_question_per_trained_topic_is_read_in_pretraining_but_not_in_sft_or
     trained = {row.get("output") for row in rows_of(paths.SFT_DATA)}
     trained |= {row[side] for row in rows_of(paths.DPO_DATA) for side in ("response_chosen", "response_rejected")}
     assert [answer for answer in chosen.values() if answer in trained] == []
-    # A vague answer or one of a different topic may not be in the SFT or DPO data.
-    # The model would prefer a rejected answer that it has read.
+    # SFT and DPO must not train on the rejected answers with the flaws vague and other_topic. Else the model would
+    # prefer them, because it knows them.
     assert [
         row for row in heldout if row["flaw"] in ("other_topic", "vague") and row["response_rejected"] in trained
     ] == []
@@ -298,9 +298,9 @@ def same_sentence_in_two_articles(department):
 
 
 def copied_without_the_same_sentence(department):
-    """Replace the start of the second article with the first 400 characters of the first article.
+    """Replace all but the last sentences of the second article by a copy of the start of the first article.
 
-    Semicolons replace the full stops of the copy, so the articles have no sentence in common.
+    The copy has at most 400 characters. Semicolons replace its full stops, so the articles have no sentence in common.
     """
     one, two = department["topics"]
     half = one["article"].strip()[:400].replace("。", "；")
@@ -308,9 +308,9 @@ def copied_without_the_same_sentence(department):
 
 
 def two_articles_from_one_template(department):
-    """Append 300 characters of the first article to the second article, and replace the name of the topic.
+    """Append 300 characters of the first article to the second article. The copy has the name of the second topic.
 
-    After every 12 copied characters follow two others, because 13 common characters in a row are a different fault.
+    Two other characters follow every 12 copied ones, because 13 common characters in a row are a different fault.
     """
     one, two = department["topics"]
     runs = [one["article"].replace("\n", "")[i : i + 12] for i in range(100, 400, 12)]

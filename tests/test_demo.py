@@ -1,4 +1,7 @@
-"""Run the stages with the configs of `make demo`, write into temporary folders, and check the figures."""
+"""Run the stages with the configs of `make demo`, write into temporary folders, and check the figures.
+
+Also check that docs/results.md shows the expected figures, in both languages.
+"""
 
 import json
 

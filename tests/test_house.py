@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 from packaging.requirements import Requirement
 
-# The folders of med_model. A folder may import only from itself and from the folders before it.
+# Folders that med_model may have, in the order of imports: a folder must not import from a folder after it.
 ROOMS = ("data", "model", "generation", "measures", "training", "pages")
 STAGES = ("pre_training", "sft", "dpo")
 SCRIPTS = [*(file for stage in STAGES for file in (ROOT / stage).glob("py/*.py")), ROOT / "compare_different_model.py"]
@@ -24,7 +24,10 @@ SOURCES = sorted(
 
 
 def imported_modules(source: str) -> list[str]:
-    """Return the full names of all modules that a source imports, including imports inside functions."""
+    """Return the full names of all that a source imports, including imports inside functions.
+
+    `from a import b` gives `a` and `a.b`, because b may be a module.
+    """
     names = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -36,7 +39,10 @@ def imported_modules(source: str) -> list[str]:
 
 
 def wrong_imports(module: str, source: str) -> list[str]:
-    """Return the imports that a module of med_model may not make: from a later folder, a stage, or another script."""
+    """Return the imports that a module of med_model may not make.
+
+    It may import neither from a folder that comes later in ROOMS, nor from a stage or a script outside med_model.
+    """
     room = module.split(".")[1]
     level = ROOMS.index(room) if room in ROOMS else -1  # a module outside the folders imports from none of them
     wrong = []

@@ -104,7 +104,10 @@ def test_faults_finds_each_fault_of_a_message(message, translation):
 
 
 def untranslated(source: str) -> list[str]:
-    """Return the texts with Chinese or with two English words in a row that a source prints without `tr`."""
+    """Return the texts that a source shows on the screen without `tr`, each with its line number.
+
+    Only a text with a Chinese character, or with two English words in a row, counts.
+    """
     found = []
 
     def texts(node: ast.AST) -> None:

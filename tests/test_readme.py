@@ -40,7 +40,7 @@ def block_commands(text: str) -> list[str]:
 def span_commands(text: str) -> list[str]:
     """Return the commands in running text and tables: `python SCRIPT ...`, `SCRIPT.py --option ...`, `make TARGET`.
 
-    Options without a script in a table row belong to the last script that the row names before the options.
+    In a row of a table, options without a script belong to the script that the row names before them.
     """
     found = []
     for line in re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE).splitlines():
@@ -197,7 +197,10 @@ TINY_OPTIONS = {
 
 @pytest.mark.long
 def test_commands_of_the_readmes_run_in_a_copy_of_the_checkout(tmp_path):
-    """Run the commands of `make demo`, then the commands of README.md. Added options make each run short."""
+    """Run the commands of `make demo`, then those of README.md. Added options make the trainings and answers short.
+
+    Leave out commands with a placeholder (TEXT, NAME.yaml) and commands marked NOT_RUN.
+    """
     copy = tmp_path / "Med_model"
     tracked = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
@@ -218,6 +221,6 @@ def test_commands_of_the_readmes_run_in_a_copy_of_the_checkout(tmp_path):
         if "--prompt" in words:
             extra = extra[:2]
         if "--dry_run" in words:
-            extra = extra[2:]  # without --max_steps: a dry run takes its four steps
+            extra = extra[2:]  # leave out --max_steps: a dry run stops after four steps anyway
         done = run_python([*words, *extra], None, 300, cwd=copy, PYTHONPATH=str(copy))
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"

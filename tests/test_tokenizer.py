@@ -14,7 +14,7 @@ from med_model.errors import UserError
 
 TRAIN, CHECK = "pre_training/py/train_tokenizer.py", "pre_training/py/test_tokenizer.py"
 
-# The characters of the random texts come from these ranges. A range has its first and its last code point.
+# The characters of the random texts come from these ranges: (first code point, last code point).
 BLOCKS = (
     (0x00, 0x1F),  # control characters
     (0x20, 0x7E),
@@ -48,7 +48,7 @@ def vocabulary(tokenizer) -> list[bytes]:
 
     The function uses the byte alphabet of GPT-2 and not the decoder, because the tests check the decoder.
     """
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes_to_unicode of GPT-2 keeps these bytes
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]  # GPT-2 writes these bytes as chr(byte)
     hidden = [byte for byte in range(256) if byte not in printable]
     byte_of = {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
     special = tokenizer.all_special_tokens

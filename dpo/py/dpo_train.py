@@ -3,7 +3,8 @@
 Reads  post_model__after_sft/, base_model__after_pretraining/ and preference pairs (default: the bundled dpo/dataset/)
 Writes final_model__after_dpo/ (checkpoints, log.jsonl and reference log-probabilities in dpo/py/med_dpo_checkpoints/)
 
-The base model is the teacher of the KL regularization on plain text (retention).
+The base model is the teacher of the KL regularization (--retention). The KL regularization also reads plain text
+(--text, by default the bundled pre-training text).
 
     python dpo/py/dpo_train.py
     python dpo/py/dpo_train.py --data my_pairs.jsonl --beta 0.2
@@ -44,8 +45,8 @@ DESCRIPTION = tr("Direct preference optimization: tune the SFT model on pairs of
 BUNDLED = (paths.DPO_DATA, paths.HELDOUT_PAIRS)  # training data, held-out data
 
 EVALUATED_PAIRS = 400  # most held-out pairs per evaluation; the measures at the end use all held-out pairs
-DRIFT_QUESTIONS = 32  # questions per evaluation, to compare the answers with those of the SFT model
-MEASURED_QUESTIONS = 100  # held-out questions for the measures at the end of the run
+DRIFT_QUESTIONS = 32  # most questions per evaluation, to compare the answers with those of the SFT model
+MEASURED_QUESTIONS = 100  # most held-out questions for the measures at the end of the run
 
 
 @dataclass
@@ -53,11 +54,11 @@ class DataArguments(RetentionArguments):
     input_model: str = str(paths.SFT_MODEL)
     output_model: str = str(paths.FINAL_MODEL)
     # With the weight 0.1, as in SFT, bits per byte rise by 0.007. With 1 they rise by 0.002. With 10 the gain in
-    # accuracy is smaller (docs/en/recipes.md).
+    # accuracy is smaller than with 2 (docs/en/recipes.md).
     retention: float = 2.0
     retention_model: str | None = str(paths.BASE_MODEL)  # it predicts text better than the SFT model
     interpolation: float = field(
-        default=0.75,  # docs/en/recipes.md has the measurements for both shares
+        default=0.75,  # docs/en/recipes.md has the measurements for this share and for embedding_interpolation
         metadata={"help": tr("Publish this share of DPO's change in the layers; 1 publishes all of it.")},
     )
     embedding_interpolation: float = field(
@@ -68,7 +69,7 @@ class DataArguments(RetentionArguments):
 
 @dataclass
 class DPOArguments(DPOConfig):
-    """Change TRL's DPO arguments to the defaults of this stage."""
+    """TRL's DPO arguments with the defaults of this stage, and the option --dropout."""
 
     output_dir: str | None = str(paths.DPO_CHECKPOINTS)
     num_train_epochs: float = 1.0
@@ -88,20 +89,21 @@ class DPOArguments(DPOConfig):
     logging_steps: float = 10
     logging_nan_inf_filter: bool = False  # the health check must see each loss that is not finite
     load_best_model_at_end: bool = True
-    # Measured on held-out pairs. The reward accuracy is a worse choice: it is best early, while recall is still low.
+    # Measured on held-out pairs. The reward accuracy is a worse choice: it is best early, when answers still lack
+    # many key facts.
     metric_for_best_model: str | None = "rewards/margins"
     report_to: str = "none"
     loss_type: list[str] = field(default_factory=lambda: ["sigmoid", "sft"])  # "sft" keeps chosen answers likely
     loss_weights: list[float] | None = field(default_factory=lambda: [1.0, 1.0])
     max_length: int | None = 512  # tokens; the model has 512 positions
     train_sampling_strategy: str = "group_by_length"  # pairs of similar length need little padding
-    remove_unused_columns: bool = False  # keep the column `length`, which groups the batches
+    remove_unused_columns: bool = False  # keep the column `length`: the sampler groups pairs by it
     include_num_input_tokens_seen: str = "non_padding"  # count the tokens, to print tokens per second
     activation_checkpointing: bool | None = False  # it would save memory but cost time; this model is small
     precompute_ref_log_probs: bool = True  # the reference model runs once, before training
     # TRL's default is True. Without dropout, recall on unseen wordings is 0.666 instead of 0.722 (docs/en/recipes.md).
     disable_dropout: bool = False
-    bf16: bool | None = None  # None: on if the device has hardware for bfloat16 products
+    bf16: bool | None = None  # None: on if fp16 is off and the device has hardware for bfloat16 products
     dataloader_pin_memory: bool = torch.cuda.is_available()
     dropout: float = field(
         default=0.1,
@@ -130,9 +132,9 @@ class PreferenceTrainer(OurTrainer, DPOTrainer):
 def encode(
     tokenizer: PreTrainedTokenizerBase, rows: Sequence[Pair], max_length: int, name: str, health: HealthLines
 ) -> list[EncodedPair]:
-    """Return the pairs as input_ids. Print how many answers are cut, and how many pairs are left out.
+    """Return the pairs as input_ids. Print their size and the numbers of cut answers and left-out pairs.
 
-    Raise UserError if no pair is left.
+    Add a warning to `health` if too many answers are cut. Raise UserError if no pair is left.
     """
     pairs, cut = encode_pairs(tokenizer, rows, max_length)
     if not pairs:
@@ -151,8 +153,9 @@ def encode(
 
 
 def dataset_of(pairs: list[EncodedPair], reference: list[tuple[float, float]]) -> Dataset:
-    """Return a dataset with the columns that TRL's trainer reads, and `length` in tokens, which groups the batches.
+    """Return a dataset with the columns that TRL's trainer reads, and the column `length` in tokens.
 
+    The sampler makes batches of pairs of similar `length`.
     reference: the log-probabilities of (chosen, rejected) under the reference model, in nats per answer.
     """
     columns = {key: [getattr(pair, key) for pair in pairs] for key in EncodedPair._fields}
@@ -167,7 +170,7 @@ def spread(items: Sequence, most: int) -> list:
 
 
 def measured_questions(rows: Sequence[Pair]) -> list[Question]:
-    """Return the distinct questions of the pairs, at most MEASURED_QUESTIONS."""
+    """Return the distinct questions of the pairs, or every n-th of them if there are more than MEASURED_QUESTIONS."""
     return spread({row.question: Question(row.messages) for row in rows}.values(), MEASURED_QUESTIONS)
 
 

@@ -15,7 +15,7 @@ class PackedBlocks(Dataset):
     """Join documents end to end, and hold the tokens as full blocks without padding.
 
     `<|endoftext|>` is before the first document and after each document. The last block may overlap the block before,
-    so that no token is lost. If all texts together are shorter than `block_tokens`, there is one shorter block.
+    so that no token is lost. If there are fewer than `block_tokens` tokens in all, there is one shorter block.
     An item has `input_ids` and `labels`, two equal int64 tensors of shape (self.length,).
     """
 

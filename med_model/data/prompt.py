@@ -36,7 +36,7 @@ PROMPT_SHARE = 0.5  # largest share of max_length for the prompt of a pair; each
 
 
 class Example(NamedTuple):
-    """Hold an encoded conversation. The label of each token outside the answers is IGNORE."""
+    """Hold an encoded conversation. The label of each token is IGNORE, except in answers and their stop tokens."""
 
     input_ids: list[int]
     labels: list[int]
@@ -95,10 +95,10 @@ def fit_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[Message], max_
 
 
 def fit_text(tokenizer: PreTrainedTokenizerBase, text: str, max_tokens: int) -> tuple[list[int], bool]:
-    """Return the input_ids of a text that a base model continues, and True if the text was cut.
+    """Return the input_ids of a text that a base model continues, and True if they were cut.
 
-    The input_ids begin with `<|endoftext|>`, as each training document does. If the text is too long, only its end is
-    kept, without `<|endoftext|>`.
+    The input_ids begin with `<|endoftext|>`, as each training document does. If they are more than max_tokens, only
+    the last max_tokens are kept, so `<|endoftext|>` is missing.
     """
     ids = encode_text(tokenizer, text)
     return [tokenizer.convert_tokens_to_ids(END_OF_TEXT), *ids][-max_tokens:], len(ids) >= max_tokens
@@ -126,8 +126,8 @@ def training_example(tokenizer: PreTrainedTokenizerBase, messages: list[Message]
     """Return the input_ids and labels of a conversation, at most max_length tokens.
 
     Only the answers and their stop tokens have labels. If the conversation is too long, the oldest rounds are dropped
-    first. Then the last answer is cut, at the end of a sentence if possible. Return None if an answer does not fit and
-    fewer than MIN_ANSWER_TOKENS are left for it.
+    first. Then the last answer is cut, at the end of a sentence if possible. Return None if an answer must be cut and
+    fewer than MIN_ANSWER_TOKENS tokens are left for it.
     """
     shortened = False
     while len(messages) > 2 and len(_render(tokenizer, messages, False)) - 1 > max_length:
@@ -163,10 +163,10 @@ class EncodedPair(NamedTuple):
 def encode_question(
     tokenizer: PreTrainedTokenizerBase, messages: list[Message], max_tokens: int, chat: bool
 ) -> list[int]:
-    """Return the input_ids that ask a model the last question in `messages`, at most max_tokens.
+    """Return the input_ids of the prompt for the last question in `messages`, at most max_tokens.
 
-    A chat model reads all messages. A base model does not know the chat form. It reads only the last message, in the
-    form `问：…答：`. Raise UserError if a chat prompt has no room even for an empty question.
+    A chat model reads all messages that fit. A base model does not know the chat form. It reads only the last message,
+    in the form `问：…答：`. Raise UserError if not even an empty question fits into a chat prompt.
     """
     if chat:
         return fit_prompt(tokenizer, messages, max_tokens)[0]

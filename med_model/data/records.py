@@ -1,4 +1,4 @@
-"""Read and check the fields of one record: a document, a conversation, a preference pair or a choice.
+"""Read and check the fields of one record: a document, a conversation, a pair or a multiple-choice question.
 
 The origin of a record is a text that names its file and row. Every error message begins with the origin.
 """
@@ -117,8 +117,8 @@ def conversation_of(origin: str, record: dict) -> list[Message]:
     """Return the messages of an SFT record. The last message is an answer. Return [] if a message is blank.
 
     The fields are instruction/input/output, prompt/completion, messages, or conversations (ShareGPT).
-    Raise UserError for other fields, for an unknown role, and for messages that do not alternate between user and
-    assistant.
+    Raise UserError for other fields, for a value that is not text, for an unknown role, and for messages that do not
+    alternate between user and assistant.
     """
     if _has(record, "messages") and record["messages"]:
         messages = _messages(record["messages"], origin)
@@ -140,7 +140,7 @@ def conversation_of(origin: str, record: dict) -> list[Message]:
 
 
 def first_question(conversation: list[Message]) -> str:
-    """Return the first user message of a conversation."""
+    """Return the text of the first user message of a conversation."""
     return next(message["content"] for message in conversation if message["role"] == "user")
 
 
@@ -150,7 +150,7 @@ def prompt_of(pair: Pair) -> str:
 
 
 def texts_of(origin: str, record: dict) -> list[str]:
-    """Return the text of a document or the texts of a conversation, as a list without blank texts.
+    """Return the text of a document or the texts of a conversation, as a list. Return [] if one of them is blank.
 
     Raise UserError as `document_of` and `conversation_of` do.
     """
@@ -172,8 +172,8 @@ def pair_of(origin: str, record: dict) -> Pair | None:
     The fields are question/response_chosen/response_rejected or prompt/chosen/rejected. The fields `flaw` and `unread`
     are optional. `chosen` and `rejected` may also hold whole conversations, with or without `prompt`. Then the prompt
     is all messages but the last ("implicit prompt" in TRL).
-    Raise UserError for other fields, and for conversations that differ before the last message. Also raise UserError
-    for messages that do not alternate between user and assistant.
+    Raise UserError for other fields, for a value that is not text, and for conversations that differ before the last
+    message. Also raise UserError for messages that do not alternate between user and assistant.
     """
     if _has(record, "question", "response_chosen", "response_rejected"):
         prompt = _question(record, "question", origin)
@@ -198,7 +198,8 @@ def choice_of(origin: str, record: dict) -> Choice:
     """Return the multiple-choice question of a record.
 
     The fields are `question`, `options`, and `answer`, the index of the right option.
-    Raise UserError for other fields, for fewer than two options, and for an index out of range.
+    Raise UserError for other fields, for fewer than two options, for an option that is empty or not text, and for an
+    `answer` that is not an index of `options`.
     """
     if not _has(record, "question", "options", "answer"):
         raise _wrong_fields(record, origin, "question/options/answer")

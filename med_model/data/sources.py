@@ -24,7 +24,7 @@ def find_files(sources: Iterable[str | Path]) -> list[Path]:
 
     The order of the sources is kept, and the files of one source are sorted. A relative path is looked up in the
     working directory, then in the project, so that a script finds the bundled files from any folder.
-    Raise UserError for a source without data, an unknown format or a failed download.
+    Raise UserError for a source without data files, an unknown format or a failed download.
     """
     files: list[Path] = []
     for source in map(str, sources):
@@ -79,7 +79,7 @@ def _download(address: str) -> Path:
 
 
 def read_records(files: Iterable[Path]) -> Iterator[tuple[str, dict]]:
-    """Yield (origin, record) for each record of each file. In each file, the rows of the origins count from 1.
+    """Yield (origin, record) for each record of each file. The row in an origin counts the records of its file from 1.
 
     In a .txt file, blank lines separate the records, and the only field is `text`.
     Raise UserError for a file that is damaged or not UTF-8, and for a record that is not an object.

@@ -10,13 +10,13 @@ from med_model.errors import UserError
 from med_model.language import tr
 from med_model.screen import say
 
-HELDOUT_SHARE, MAX_HELDOUT = 0.02, 500  # share of the user's groups to hold out, and most groups
+HELDOUT_SHARE, MAX_HELDOUT = 0.02, 500  # share and largest number of the groups to hold out: see read_split
 
 
 def read_all(sources: Iterable[str | Path], read_one: Callable, limit: int | None = None) -> list:
     """Return a list of `read_one(origin, record)`, for the first `limit` records of the sources, or for all (None).
 
-    Leave out empty results: those of blank records and of pairs with equal answers. Print the number of empty results.
+    Leave out empty results: those of blank records and of pairs with equal answers. If there are any, print how many.
     Raise UserError if no record is left, and as `find_files`, `read_records` and `read_one` do.
     """
     kept, blank = [], []
@@ -57,11 +57,12 @@ def read_split(
     """Return the training records and the held-out records.
 
     The training records come from `data`. Without `data` they come from bundled[0].
-    The held-out records come from `eval_data`. Without `eval_data` and `data` they come from bundled[1]. If only
-    `data` is given, HELDOUT_SHARE of its groups are held out, but at most MAX_HELDOUT groups. A group is all records
-    with the same `group_of(record)`, for example all answers to one question. A group is held out as a whole.
-    `limit` is the largest number of records to read for training, or None. `seed` decides which groups are held out.
-    Raise UserError as `read_all` does, and if `data` alone has only one group.
+    The held-out records come from `eval_data`. Without `eval_data` and `data` they come from bundled[1].
+    If only `data` is given, a part of its records is held out, in groups. A group is all records with the same
+    `group_of(record)`, for example all answers to one question. HELDOUT_SHARE of the groups are held out: at least one
+    group, and at most MAX_HELDOUT groups. `seed` decides which groups are held out.
+    `limit` is the largest number of records to read from `data` or bundled[0], or None to read all.
+    Raise UserError as `read_all` does, and if only `data` is given and its records are only one group.
     """
     records = read_all(data or [bundled[0]], read_one, limit)
     if eval_data or not data:

@@ -98,7 +98,7 @@ class Chat:
     """Hold a conversation with a model. `history` has the messages so far.
 
     turns: False for a base model. A base model continues a text, and the history stays empty.
-    seed: the seed of the random numbers, or None for a new one.
+    seed: the seed of the random numbers, or None for a random seed.
     """
 
     def __init__(
@@ -133,8 +133,9 @@ class Chat:
         return ids
 
     def say(self, text: str) -> Iterator[str]:
-        """Yield the answer to `text` in pieces of whole characters. If `turns` is True, add both to the history.
+        """Yield the answer to `text` in pieces of whole characters.
 
+        If `turns` is True, add `text` and the answer to the history, even if the answer ends early.
         Raise UserError as `prompt_ids` does.
         """
         pieces = []
@@ -194,7 +195,7 @@ def run_chat(description: str, script_docstring: str, model_directory: Path, tur
         _print_answer(chat, options.prompt)
     elif sys.stdin.isatty():
         _converse(chat)
-    else:  # a pipe: each line is one input, and all lines are one conversation
+    else:  # a pipe: each line is one input; for a chat model, all lines are one conversation
         for line in sys.stdin:
             if line.strip():
                 _print_answer(chat, line.strip())

@@ -1,7 +1,7 @@
 """Compute the same logits as the GPT-2 of transformers, with fewer calls of torch per generated token.
 
 Measured on one core, for a model with a vocabulary of 7,377 (5.2 million parameters): the transformers model takes
-2.1 ms per token, this decoder takes 1.1 ms. Only to read the 20 MB of weights takes 0.9 ms per token
+2.1 ms per token, this decoder takes 1.1 ms. Reading the 20 MB of weights alone takes 0.9 ms per token
 (docs/en/speed.md). The transformers model runs more Python, builds masks, and copies its cache to enlarge it. The
 decoder allocates its cache once, and calls torch a dozen times per layer.
 """
@@ -85,14 +85,14 @@ class Decoder:
         self.head = head.contiguous() if batch >= ROWS_FOR_OWN_HEAD else head
         shape = (2, batch, config.n_head, capacity, config.n_embd // config.n_head)  # keys and values
         self.caches = [self.wte.new_empty(shape) for _ in self.layers]
-        self.capacity, self.columns = capacity, 0  # columns: how many of them are in use
+        self.capacity, self.columns = capacity, 0  # columns: number of columns in use
 
     def prefill(self, prompts: list[list[int]]) -> Tensor:
         """Read one prompt per row. Return the logits of the next tokens, (batch, vocab). No prompt may be empty."""
         lengths = [len(prompt) for prompt in prompts]
         device, self.columns = self.wte.device, max(lengths)
         self.positions = torch.tensor(lengths, device=device)  # (batch,), the position of each row's next token
-        # The mask is added to the attention scores: (batch, 1, 1, capacity), -inf in the gaps. No gaps need no mask.
+        # The mask is added to the attention scores: (batch, 1, 1, capacity), -inf in the gaps, or None without gaps.
         self.mask = None
         if min(lengths) < self.columns:
             column = torch.arange(self.capacity, device=device)

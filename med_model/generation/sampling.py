@@ -1,4 +1,7 @@
-"""Generate text, token by token, for one prompt or for a batch. Every script generates through this module."""
+"""Generate text, token by token, for one prompt or for a batch. All scripts generate with this module.
+
+The one exception is benchmarks/reference.py, which measures `model.generate`.
+"""
 
 from collections.abc import Iterator, Sequence
 
@@ -24,7 +27,9 @@ def _stop_ids(settings: GenerationConfig) -> set[int]:
 def _next_ids(
     logits: Tensor, previous_ids: Tensor, settings: GenerationConfig, generator: torch.Generator | None
 ) -> Tensor:
-    """Return the next token of each row, (rows,). `model.generate` makes the same choice from the same random numbers.
+    """Return the next token of each row, (rows,).
+
+    With the same random numbers, `model.generate` would choose the same tokens.
 
     logits: (rows, vocab), may be changed in place. previous_ids: (rows, n), the tokens to penalize.
     """
@@ -82,8 +87,9 @@ def generate_ids(
 ) -> Iterator[Tensor]:
     """Yield the next token of every prompt, (batch,) on the CPU, until each row has generated a stop token.
 
-    A row that has stopped continues with the pad token. Generation ends after settings.max_new_tokens, or at the last
-    position of the model. Raise UserError if the model is not a GPT-2.
+    A row that has stopped continues with the pad token. At the latest, generation ends after settings.max_new_tokens
+    tokens, or when the longest prompt and the tokens after it fill all positions of the model.
+    Raise UserError if the model is not a GPT-2.
     """
     require_gpt2(model)
     width = max(map(len, prompts))
@@ -107,7 +113,8 @@ def generate_ids(
         running = [row for row, token in enumerate(tokens) if token not in stops]
         if not running or length + 1 == width + room:
             return
-        if len(running) < len(tokens):  # drop stopped rows at once: to move a row costs about as much as one step
+        # Drop stopped rows at once: moving another row to their place takes about as long as one step of a row.
+        if len(running) < len(tokens):
             old_rows = decoder.keep(running)
             prompt_indices = [prompt_indices[row] for row in old_rows]
             next_ids, previous_ids = next_ids[old_rows], previous_ids[old_rows]

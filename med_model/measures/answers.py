@@ -31,7 +31,7 @@ class AnsweredQuestion(NamedTuple):
 
     question: str
     answer: str
-    stopped: bool  # True if the answer ended with a stop token before the token limit
+    stopped: bool  # True if the answer ended with a stop token within the token limit
     repetition: float  # see repeated_share
     key_facts_found: int  # number of key facts in the answer
     key_facts: int  # number of key facts of the question
@@ -60,7 +60,10 @@ def sequences(text: str, size: int) -> list[str]:
 
 
 def repeated_share(text: str) -> float:
-    """Return the share of the 4-character sequences of a text that occurred earlier in the text."""
+    """Return the share of the 4-character sequences of a text that occurred earlier in the text.
+
+    Return 0 for a text of fewer than 4 characters.
+    """
     found = sequences(text, REPEATED_LENGTH)
     return 1 - len(set(found)) / len(found) if found else 0.0
 
@@ -124,7 +127,7 @@ def answer_measures(answered: Sequence[AnsweredQuestion]) -> dict[str, Measure]:
 
     All measures are shares, except `characters`, the mean length of an answer. A measure that needs a field of the
     question, such as `key_facts`, covers only questions with this field. If no question has the field, the measure is
-    left out.
+    left out. `false_alarms` covers the questions without `emergency`, and is left out if no question has `emergency`.
     """
     if not answered:
         return {}

@@ -25,8 +25,8 @@ class Outside(NamedTuple):
 def read_expected(file: str) -> Expected:
     """Return the values of an --expected file.
 
-    Raise UserError if the file is unreadable, if it names an unknown model or measure, or if a value is not
-    [value, tolerance].
+    Raise UserError if the file is unreadable, if it names an unknown model or measure, or if an entry
+    is not [value, tolerance].
     """
     expected = read_yaml(file, "--expected")
     for model, pairs in expected.items():

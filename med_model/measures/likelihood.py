@@ -46,8 +46,8 @@ def text_bits(
 ) -> list[tuple[float, int]]:
     """Return (bits, UTF-8 bytes) per text. The bits are -log2 p of the text after `<|endoftext|>`.
 
-    A text longer than the model's positions is scored in overlapping windows (WINDOW_OVERLAP). Each token is scored
-    once.
+    A text that does not fit into the model's positions is scored in overlapping windows (WINDOW_OVERLAP). Each token
+    is scored once.
     """
     start_id = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
     window = model.config.n_positions
@@ -94,7 +94,7 @@ def choose(
 ) -> list[int]:
     """Return the index of the most likely option of each question.
 
-    The most likely option has the highest mean log-probability per token. The stop token is included.
+    The most likely option has the highest mean log-probability per token, over its tokens and the stop token.
     chat: False for a base model. Raise UserError if a prompt has no room for a question.
     """
     stop = tokenizer.convert_tokens_to_ids(IM_END if chat else END_OF_TEXT)

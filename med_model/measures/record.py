@@ -3,7 +3,8 @@
     {"command": ..., "commit": ..., "date": ..., "machine": ..., "versions": {library: version}, "data": [...],
      "figures": {group: {measure: {"value": ..., "low": ..., "high": ..., "n": ...}}}}
 
-A record may have more keys, for example answers. `low`, `high` and `n` are null if they are not known.
+A group has, for example, the figures of one model, or of the change from one model to the next. A record may have
+more keys, for example answers. `low`, `high` and `n` are null if they are not known.
 """
 
 import hashlib
@@ -67,7 +68,7 @@ def command_line() -> str:
 
 
 def commit() -> str | None:
-    """Return the hash of the project's git commit. Return None if git or its repository is missing."""
+    """Return the hash of the project's git commit. Return None if git is missing or fails, or without a repository."""
     if not (paths.ROOT / ".git").exists():  # git must not find a repository around an unpacked archive
         return None
     try:
@@ -134,7 +135,7 @@ def check_record(record: object) -> None:
     except ValueError as error:
         raise ValueError(f"the record: 'date' is {record['date']!r}, want YYYY-MM-DD") from error
     for source in record["data"]:
-        if not isinstance(source, str):  # in a transcribed record, an entry is only a name
+        if not isinstance(source, str):  # in a transcribed record (docs/en/measures.md), an entry is only a text
             _check_types(source, SOURCE_TYPES, "an entry of 'data'")
     for library, number in record["versions"].items():
         _check_types({library: number}, {library: str}, "'versions'")

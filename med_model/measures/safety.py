@@ -1,4 +1,4 @@
-"""Find emergency advice, doses and refusals in an answer. corpus/checks.py uses the same regular expressions."""
+"""Find emergency advice, doses and refusals in an answer. corpus/checks.py uses DOSE and is_urgent too."""
 
 import re
 

@@ -57,7 +57,10 @@ def print_answers(questions: Sequence[str], answers: dict[str, list[str]]) -> No
 
 
 def with_interval(key: str, shown: Figure, sign: str = "") -> str:
-    """Return a figure with its 95% interval, as in `61.3% [58.9, 63.5]`. With sign `+`, numbers above 0 have a `+`."""
+    """Return a figure with its 95% interval, as in `61.3% [58.9, 63.5]`.
+
+    With sign `+`, 0 and numbers above 0 have a `+`.
+    """
     form = sign + scale(key).format
     low, high = (format(end, form).removesuffix("%") for end in (shown.low, shown.high))
     return f"{shown.value:{form}} [{low}, {high}]"
@@ -98,9 +101,9 @@ def _items(figures: Figures, key: str) -> str:
 
 
 def print_summary(figures: Figures, changes: Changes) -> None:
-    """Print one row per measure of SUMMARY: the value of each model, and a word for each change.
+    """Print one row per measure of SUMMARY that a model has: the value of each model, and a word for each change.
 
-    If no model has a measure of SUMMARY, print one row per measure.
+    If no model has a measure of SUMMARY, print one row per measure that a model has.
     """
     keys = measured_keys(figures)
     titles = [f"{MODELS[before]} → {MODELS[after]}" for before, after in changes]

@@ -49,7 +49,7 @@ model = AutoModelForCausalLM.from_pretrained("path/to/this/directory")
 
 
 def draw_loss(log_history: list[dict], file: Path) -> None:
-    """Draw the training loss and the held-out loss, in nats per token, over the steps. Write a PNG file.
+    """Draw the training loss and the held-out loss over the steps. Write a PNG file.
 
     log_history: the Trainer's log, one dict per entry.
     """

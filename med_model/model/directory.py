@@ -29,7 +29,7 @@ quiet_transformers()
 
 
 def _next_step(directory: Path) -> str:
-    """Return the sentence that names the command for making `directory`."""
+    """Return a sentence with the command that makes `directory`, or general advice if it is not known."""
     command = paths.MADE_BY.get(directory.resolve())
     return tr("Run first: {command}", command=command) if command else tr("Run the stage that makes it first.")
 

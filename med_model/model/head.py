@@ -1,16 +1,17 @@
-"""Compute the output layer and its losses in chunks of tokens. The full logits (tokens, vocab) are never in memory.
+"""Compute the output layer and its losses in chunks of tokens. Only the logits of one chunk are in memory.
 
-At this model size three fifths of the arithmetic are in the output layer. Its temporary tensors cost more time than
-the arithmetic. The logits of 4 x 512 tokens over a vocabulary of 20,000 take 164 MB in float32, and the loss reads
-them several times. The logits of one chunk stay in the processor's cache.
+At this model size three fifths of the arithmetic are in the output layer. All logits of 4 x 512 tokens over a
+vocabulary of 20,000 would take 164 MB in float32, and the loss would read them several times: that would take longer
+than the arithmetic. On a CPU, the logits of one chunk stay in the processor's cache.
 """
 
 import torch
 from torch import Tensor
 
 CHUNK_TOKENS = {"cpu": 256}  # tokens per chunk; in bfloat16, 128 are 15% slower, 512 are 2% faster but take 30 MB more
-DEFAULT_CHUNK_TOKENS = 4096  # on other devices: GPUs need large products; at 20,000 tokens the logits take 330 MB
-SOFTMAX_ROWS = {"cpu": 64}  # rows per softmax on a CPU: few enough for its cache; other devices take the whole chunk
+# On other devices: GPUs need large products. With a vocabulary of 20,000, the logits of one chunk take 330 MB.
+DEFAULT_CHUNK_TOKENS = 4096
+SOFTMAX_ROWS = {"cpu": 64}  # rows per softmax on a CPU: few enough for the cache; other devices take the whole chunk
 SUM_ROWS = 4096  # rows of the weight gradient per addition: with all rows at once the memory peak is 25 MB higher
 # Most bytes of probabilities to keep for the backward pass. If they need more, the backward pass computes them again.
 KEPT_PROBABILITY_BYTES = 512 * 2**20
@@ -61,7 +62,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for tile, targets in zip(logits.split(softmax_rows), labels[part, None].split(softmax_rows), strict=True):
                 probs = torch.softmax(tile.float(), dim=-1)
                 loss -= probs.gather(1, targets).clamp_(min=SMALLEST_PROBABILITY).log_().sum()
-                # d loss / d logits = softmax - onehot, before the division. The gradient overwrites the logits.
+                # d loss / d logits = softmax - onehot, here without `divisor`. The gradient overwrites the logits.
                 probs.scatter_add_(1, targets, torch.full_like(targets, -1, dtype=probs.dtype))
                 tile.copy_(probs)
             torch.mm(logits, table, out=grad_rows[part])
@@ -136,7 +137,8 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Return the cross-entropy of `hidden @ weight.T` against `labels`, in nats, as a float32 scalar.
 
-    The cross-entropy is summed over the tokens and divided by `divisor` (default: the number of tokens).
+    The cross-entropy is summed over the tokens and divided by `divisor` (default: the number of tokens). A divisor
+    below 1 counts as 1.
     hidden: (tokens, width), weight: (vocab, width), labels: (tokens,). No label may be IGNORE.
     """
     divisor = torch.as_tensor(labels.numel() if divisor is None else divisor, device=hidden.device).clamp(min=1)

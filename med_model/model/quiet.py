@@ -22,8 +22,8 @@ def quiet_transformers() -> None:
     project are padded on the right. Causal attention never looks to the right, and a mask would make attention slower.
 
     The tokenizer logs LENGTH_WARNING for a text with more tokens than the model has positions. The project counts the
-    tokens of a text before it cuts the text. The option `verbose=False` does not help: the library ignores it together
-    with `sanitize_control_tokens`.
+    tokens of a text before it cuts the text. The option `verbose=False` does not help: the library ignores
+    `verbose` if `sanitize_control_tokens` is True.
     """
     transformers.utils.logging.disable_progress_bar()
     for module in ("modeling_utils", "tokenization_utils_base"):

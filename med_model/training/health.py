@@ -24,7 +24,8 @@ LEAST_LOGS = 5  # fewest logs before the loss or the gradient norm is checked
 FALL_AFTER = 0.2  # share of all steps after which the fall of the loss is checked: the warm-up is then over
 FALL = 0.99  # largest mean of the last losses / mean of the first (0.77 to 0.84 in pre-training, 0.34 to 0.51 in SFT)
 RISE = 0.01  # largest rise of the held-out loss / its lowest value: on a plateau the rise is smaller
-RISE_OF_DROP = 0.05  # largest rise / total drop so far. The larger limit counts: RISE is too strict near a loss of 0
+# Largest rise / total drop so far. A rise must pass both limits, because RISE is too strict near a loss of 0.
+RISE_OF_DROP = 0.05
 SPIKE = 10  # largest gradient norm / median of the gradient norms before it (3.6)
 SPIKE_LOGS = 50  # most logs in the median: older logs are left out, because the gradient norm changes during a run
 

@@ -82,7 +82,7 @@ class AnswerDrift(TrainerCallback):
     answer is (log p(answer) - log p_reference(answer)) / number of tokens. This is the estimate k1 of Schulman 2020,
     "Approximating KL Divergence". The KL is averaged over the answers.
     The answers are greedy. So the KL is biased, but the same model always has the same KL.
-    The start length is that of the reference model's answers. So a resumed run has the same start length.
+    The answer length at the start is that of the reference model's answers. So it is the same in a resumed run.
     Only the first process generates answers.
 
     prompts: one list of input_ids per question. A prompt must be shorter than the model's positions.
@@ -101,7 +101,7 @@ class AnswerDrift(TrainerCallback):
         self.kl, self.length, self.start_length = 0.0, 0.0, 0.0
 
     def _answers(self, model: PreTrainedModel) -> list[tuple[list[int], list[int]]]:
-        """Return (prompt, answer) as input_ids, the longest prompt first. An answer includes its stop token."""
+        """Return (prompt, answer) as input_ids, the longest prompt first. A stopped answer includes the stop token."""
         stops = set(self.settings.eos_token_id)
         prompts, rows = sorted(self.prompts, key=len, reverse=True), []
         for start in range(0, len(prompts), BATCH_SIZE):
@@ -122,7 +122,10 @@ class AnswerDrift(TrainerCallback):
         model.train(training)
 
     def metrics(self) -> dict[str, float]:
-        """Return the values for metrics.json: the last KL (nats per token), the last length and the start length."""
+        """Return the values for metrics.json: the last KL in nats per token, and two mean answer lengths in tokens.
+
+        The first length is from the last evaluation, the second is that of the reference model.
+        """
         return {
             "kl_to_sft_model": self.kl,
             "answer_tokens": self.length,

@@ -22,7 +22,7 @@ from med_model.screen import say
 from med_model.training.muon import MuonWithAdamW
 from med_model.training.progress import Workload, count_steps
 
-FIRST_STEP_BYTES = 50_000_000  # memory that the first step adds for any batch: measured with one row of 16 tokens
+FIRST_STEP_BYTES = 50_000_000  # memory that the first step adds for a batch of any size: measured with 16 tokens
 
 
 def check_versions() -> list[str]:
@@ -64,8 +64,8 @@ def _checkpoints_at_once(training: TrainingArguments) -> int:
     """Return the largest number of checkpoints on disk at one time, including the one being written."""
     if training.save_strategy == "no":
         return 0
-    # Without a limit all checkpoints stay. A save_steps below 1 is a share of all steps. With other values, only one
-    # checkpoint is counted.
+    # Without a limit all checkpoints stay. They are counted only if save_steps is below 1, a share of all steps. For
+    # other values of save_steps the result is 1, which may be too low.
     if not training.save_total_limit:
         return math.ceil(max(1, 1 / training.save_steps))
     # With load_best_model_at_end the best and the last checkpoint stay, even if the limit is 1.
@@ -148,9 +148,9 @@ def _kept_for_backward(model: PreTrainedModel, training: TrainingArguments, rows
 
 
 def memory_estimate(trainer: Trainer, workload: Workload) -> int:
-    """Return the peak memory in bytes of training a GPT-2 with the chunked head on the longest rows of the workload.
+    """Return the estimated peak memory in bytes of training a GPT-2 with the chunked head on the longest rows.
 
-    To the memory that the process uses already, the training adds:
+    The estimate is the sum of the memory that the process already uses, FIRST_STEP_BYTES, and the memory for:
     - the gradients and the optimizer states;
     - a second gradient of the embedding: the tied head has its own gradient until both are added;
     - under autocast, copies of the weights in 16 bits;

@@ -42,7 +42,7 @@ def count_evaluations(training: TrainingArguments, epoch: int, steps: int) -> in
     if training.eval_strategy == "epoch":
         return math.ceil(steps / epoch)
     every = training.eval_steps if training.eval_steps >= 1 else math.ceil(training.eval_steps * steps)
-    return math.ceil(steps / every)  # the Trainer always evaluates after the last step
+    return math.ceil(steps / every)  # the Trainer also evaluates after the last step
 
 
 class TimeLeft(TrainerCallback):

@@ -24,8 +24,8 @@ def reference_scores(
     """Return (chosen, rejected) per pair: the summed log-probabilities in nats under the reference model.
 
     If a file in `output_dir` has the log-probabilities, read that file. Else compute the log-probabilities, and write
-    the file. The precision is that of the training, so that policy and reference are equal at the start. The file
-    name contains a hash of weights, input_ids and precision. So a file with other data is never read.
+    the file. If the training uses bfloat16, so does this function, so that policy and reference are equal at the
+    start. The file name contains a hash of weights, input_ids and precision. So a file with other data is never read.
     """
     folder = Path(training.output_dir)
     digest = hashlib.sha256(repr((pairs, training.bf16)).encode())

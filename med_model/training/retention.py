@@ -79,7 +79,8 @@ class Retention:
     def loss(self, model: PreTrainedModel) -> Tensor:
         """Return the weighted KL(teacher || model) on a random block, in nats per token: a scalar with gradient.
 
-        torch's random generator draws the block. Checkpoints save its state, so a resumed run draws the same blocks.
+        torch's random generator draws the block. Checkpoints save the state of the generator, so a resumed run draws
+        the same blocks as a run without a break.
         """
         index = int(torch.randint(len(self.blocks), ()))
         input_ids = self.blocks[index]["input_ids"][None].to(model.device)  # (1, block)

@@ -165,7 +165,7 @@ def train(
 ) -> float:
     """Train, and return the time in seconds. `checkpoint` is the directory to resume from, or None for a new start.
 
-    A new start deletes old checkpoints. A dry run deletes and saves nothing. It stops after four steps.
+    A new start deletes old checkpoints. A dry run deletes and saves nothing, and stops after at most four steps.
     Raise UserError if the memory of a GPU is too small. Callbacks can also raise UserError, as TrainingHealth does.
     """
     for callback in (ProgressCallback, PrinterCallback):

@@ -1,7 +1,7 @@
 """Add our output layer to the Trainers of all stages, and the KL regularization to the Trainers of SFT and DPO.
 
-TRL computes the losses of SFT and DPO. Our output layer (model/head.py) never has the full logits in memory. The KL
-regularization (retention.py) keeps the predictions on plain text close to those of an earlier model.
+TRL computes the losses of SFT and DPO. Our output layer (model/head.py) has only the logits of one chunk in memory.
+The KL regularization (retention.py) keeps the predictions on plain text close to those of an earlier model.
 """
 
 import functools
@@ -25,7 +25,7 @@ class TokenScores(ModelOutput):
 
     Each tensor has the shape (batch, seq - 1). At positions with the label IGNORE, each value is 0 or False.
     log_probs and entropy are in nats. mean_logits is the mean of the logits over the vocabulary. is_top1 is True if
-    the label is the most likely token. label_mask is True at all other labels than IGNORE. `loss` is None.
+    the label is the most likely token. label_mask is True if the label is not IGNORE. `loss` is None.
     """
 
     loss: Tensor | None = None
@@ -45,10 +45,10 @@ def _forward_with_chunked_head(
     num_items_in_batch: Tensor | int | None = None,
     **kwargs,
 ) -> ModelOutput:
-    """Return the loss of the model, computed in chunks and only at positions with a label.
+    """Return an output with the loss of the model, computed in chunks and only at positions with a label.
 
-    With `fused_lm_head=True`, return TokenScores instead, as TRL's private head does. Without labels, return the
-    output of the model's own `forward`. Rows must be padded on the right. Causal attention never looks to the right,
+    With `fused_lm_head=True`, return TokenScores instead, as the head of TRL would. Without labels, return the output
+    of the model's own `forward`. Rows must be padded on the right. Causal attention never looks to the right,
     so no mask is needed.
     """
     if labels is None:

@@ -45,7 +45,7 @@ class DataArguments(StageArguments):
 
 @dataclass
 class PretrainingArguments(TrainingArguments):
-    """Change Hugging Face's training arguments to the defaults of this stage."""
+    """Hugging Face's training arguments with the defaults of this stage, and the options --muon and --dropout."""
 
     output_dir: str | None = str(paths.PRETRAINING_CHECKPOINTS)
     num_train_epochs: float = 6.0  # the bundled text is small; a large text needs only one pass
@@ -66,7 +66,7 @@ class PretrainingArguments(TrainingArguments):
     load_best_model_at_end: bool = True  # publish the checkpoint with the lowest held-out loss
     report_to: str = "none"
     include_num_input_tokens_seen: str = "all"  # count the tokens, to print tokens per second
-    bf16: bool | None = None  # None: on if the device has hardware for bfloat16 products
+    bf16: bool | None = None  # None: on if fp16 is off and the device has hardware for bfloat16 products
     dataloader_pin_memory: bool = torch.cuda.is_available()
     muon: bool = field(default=True, metadata={"help": MUON_HELP})
     dropout: float = field(

@@ -1,6 +1,6 @@
 """Show how the tokenizer splits text, and check that it loses nothing. The exit code is 1 if a check fails.
 
-Reads  pre_training/py/med_tokenizer/ (or --tokenizer DIR), and the text of --file FILE
+Reads  pre_training/py/med_tokenizer/ (or --tokenizer DIR), and the bundled held-out text (or --file FILE)
 
     python pre_training/py/test_tokenizer.py
     python pre_training/py/test_tokenizer.py --file my_text.txt
@@ -42,7 +42,10 @@ def mark(passed: bool) -> str:
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
-    """Return the text of each token, or its byte symbols if it contains an incomplete character."""
+    """Return the text of each token.
+
+    If a token contains an incomplete character, return its name in the vocabulary instead, in angle brackets.
+    """
     texts = []
     for token in ids:
         text = tokenizer.decode([token])

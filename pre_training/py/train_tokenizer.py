@@ -1,4 +1,4 @@
-"""Train the Chinese medical byte-level BPE tokenizer (at most 20,000 tokens).
+"""Train the Chinese medical byte-level BPE tokenizer (by default at most 20,000 tokens).
 
 Reads  documents with a `text` field, or conversations (default: the bundled pre_training/ and sft/ training sets)
 Writes pre_training/py/med_tokenizer/
@@ -40,9 +40,9 @@ SPLITS = (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\
 # 24 bytes are 8 Chinese characters. Without a limit, boilerplate sentences become tokens. With a limit of 4 characters
 # instead of 8, a held-out text has a sixth more tokens.
 MAX_TOKEN_BYTES = 24
-# A rarer merge is dropped: the model would see its token too rarely to learn it. Measured on three departments of the
-# bundled data: with 12 (a vocabulary of 2,830 tokens) the model found the answer to 76% of unseen wordings, with 4
-# (6,275 tokens) to 69%.
+# A merge with fewer occurrences is dropped, because the model would see the new token too rarely to learn it. Measured
+# on three departments of the bundled data: with 12 (a vocabulary of 2,830 tokens) the model found the answer to 76% of
+# unseen wordings, with 4 (6,275 tokens) to 69%.
 MIN_FREQUENCY = 12
 
 
@@ -76,13 +76,16 @@ class TokenizerArguments:
 class Corpus:
     """Iterate over the distinct lines of the files, and count lines and bytes. Only a hash per line stays in memory.
 
+    If the files are larger than `max_bytes`, iterate over the lines of a random sample of the records.
+
     The bundled SFT data repeats an answer for each wording of its question. If repeated lines counted, clauses of an
     answer would become tokens. No token crosses a line end, so training on lines loses nothing.
     """
 
     def __init__(self, files: list[Path], max_bytes: float, seed: int):
         # The share is estimated from the sizes on disk. A JSON file is a little larger than its text, so the sample is
-        # smaller than max_bytes. A compressed Parquet file has more text, so __iter__ drops lines after max_bytes.
+        # smaller than max_bytes. The text of a compressed Parquet file may be larger than the file, so __iter__ drops
+        # the lines after max_bytes.
         self.share = min(1.0, max_bytes / sum(file.stat().st_size for file in files))
         self.files, self.max_bytes, self.seed = files, max_bytes, seed
         self.lines = self.bytes = 0
@@ -141,7 +144,7 @@ def train_bpe(corpus: Corpus, vocab_size: int) -> PreTrainedTokenizerFast:
         special_tokens=SPECIAL_TOKENS,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         max_token_length=MAX_TOKEN_BYTES,
-        show_progress=sys.stdout.isatty(),  # in a file or a pipe, the bars are blank lines
+        show_progress=sys.stdout.isatty(),  # in a file or a pipe, the bars would be blank lines
     )
     tokenizer.train_from_iterator(corpus, trainer)
     trained = PreTrainedTokenizerFast(

@@ -3,6 +3,8 @@
 Reads  base_model__after_pretraining/ and question-answer rows or conversations (default: the bundled sft/dataset/)
 Writes post_model__after_sft/ (checkpoints and log.jsonl in sft/py/med_sft_checkpoints/)
 
+The KL regularization also reads plain text (--text, by default the bundled pre-training text).
+
     python sft/py/sft_train.py
     python sft/py/sft_train.py --data my_answers.jsonl --num_train_epochs 2
     python sft/py/sft_train.py --resume
@@ -38,7 +40,7 @@ from med_model.training.trainer import OurTrainer
 DESCRIPTION = tr("Supervised fine-tuning: teach the base model to answer.")
 BUNDLED = (paths.SFT_DATA, paths.HELDOUT_QUESTIONS)  # training data, held-out data
 
-MEASURED_QUESTIONS = 100  # held-out questions for the measures at the end of the run
+MEASURED_QUESTIONS = 100  # most held-out questions for the measures at the end of the run
 RENDERED_HERE = ("packing", "padding_free", "assistant_only_loss")  # options that would change the rows or labels
 
 
@@ -50,7 +52,7 @@ class DataArguments(RetentionArguments):
 
 @dataclass
 class SFTArguments(SFTConfig):
-    """Change TRL's SFT arguments to the defaults of this stage."""
+    """TRL's SFT arguments with the defaults of this stage, and the options --muon and --dropout."""
 
     output_dir: str | None = str(paths.SFT_CHECKPOINTS)
     # Two passes teach the answers. The other eight teach which question each answer belongs to.
@@ -75,7 +77,7 @@ class SFTArguments(SFTConfig):
     train_sampling_strategy: str = "group_by_length"  # rows of similar length need little padding
     include_num_input_tokens_seen: str = "non_padding"  # count the tokens, to print tokens per second
     activation_checkpointing: bool | None = False  # it would save memory but cost time; this model is small
-    bf16: bool | None = None  # None: on if the device has hardware for bfloat16 products
+    bf16: bool | None = None  # None: on if fp16 is off and the device has hardware for bfloat16 products
     dataloader_pin_memory: bool = torch.cuda.is_available()
     muon: bool = field(default=True, metadata={"help": MUON_HELP})
     dropout: float = field(
@@ -96,9 +98,9 @@ class AnswerTrainer(OurTrainer, SFTTrainer):
 def encode(
     tokenizer: PreTrainedTokenizerBase, rows: list[list[Message]], max_length: int, name: str, health: HealthLines
 ) -> Dataset:
-    """Return a dataset with `input_ids` and `labels`. Print how many rows are shortened, and how many are left out.
+    """Return a dataset with `input_ids` and `labels`. Print its size and the numbers of shortened and left-out rows.
 
-    Raise UserError if no row is left.
+    Add a warning to `health` if too many rows are shortened or lack a stop token. Raise UserError if no row is left.
     """
     examples = [training_example(tokenizer, messages, max_length) for messages in rows]
     kept = [example for example in examples if example is not None]

@@ -82,7 +82,7 @@ def test_say_adds_the_pieces_so_far_to_the_history_if_it_is_stopped(make_chat):
     chat = make_chat()
     answer = chat.say("高血压怎么办？")
     beginning = next(answer) + next(answer)
-    answer.close()  # Ctrl-C closes the generator in the same way
+    answer.close()  # Ctrl-C also ends the generator early
     assert chat.history[1] == {"role": "assistant", "content": beginning}
 
 

@@ -79,7 +79,7 @@ def test_score_gives_rows_in_a_batch_the_same_as_alone(model, tokenizer, monkeyp
     for prompt, answer in rows:
         log_probs = next_log_probs(model, prompt + answer)[-len(answer) :]
         expected.append((pytest.approx(sum(log_probs), rel=1e-5), len(answer)))
-    for batch_tokens in (1, 120, 4096):  # one row per batch, several batches, one batch for all rows
+    for batch_tokens in (1, 120, 4096):  # one row per batch; batches of 1, 3 and 1 rows; one batch
         monkeypatch.setattr(likelihood, "BATCH_TOKENS", batch_tokens)
         assert score(model, rows) == expected
 

@@ -23,7 +23,7 @@ KEYS = [*MEASURES, FLAW + "vague", FLAW + LONG_FLAW]
 def measured(key: str, number: int) -> Measure:
     """Return the measure `key` of 1,000 random items for the model `number`: 0, 1 or 2.
 
-    The expected margins of the three models are -500, 0 and 500 nats. All other measures are 0%, 50% and 100%.
+    The expected values for the three models are -500, 0 and 500 nats for a margin, and 0, 0.5 and 1 for the others.
     """
     rng = np.random.default_rng(number)
     if "margin" in key:

@@ -1,4 +1,4 @@
-"""Make small trainers, rows and logs for the tests of this folder."""
+"""Make small trainers and rows, and replay logs, for the tests of this folder."""
 
 import copy
 from types import SimpleNamespace
@@ -65,9 +65,10 @@ def rows_of(stage: str, vocabulary: int) -> Dataset | list[dict[str, torch.Tenso
 def small_trainer(
     stage: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: object, **options: object
 ) -> Trainer:
-    """Return the trainer of a stage with the parts that its script uses.
+    """Return the trainer of a stage. Its class and optimizer are those of the stage's script.
 
-    The model has dropout 0.1. By default, a batch has rows of similar length.
+    SFT and DPO have KL regularization. The model must have dropout 0.1. By default, rows of similar length are in one
+    batch.
     """
     assert model.config.resid_pdrop == model.config.attn_pdrop == 0.1
     expect_tied_head(model)
@@ -132,7 +133,10 @@ PAIRS = [pair_of(disease) for disease in DISEASES]
 def replay(
     callback: TrainerCallback, entries: list[dict], max_steps: int, history: tuple = (), **args: object
 ) -> list[str]:
-    """Give the callback one log per step, after the logs in `history`. Return the warnings of the callback."""
+    """Give the callback the logs in `entries`, one per step. Return the warnings of the callback.
+
+    `history` has the logs of the steps before a resume. The callback reads them in the log history only.
+    """
     state = TrainerState(log_history=[*history], max_steps=max_steps)
     training = SimpleNamespace(
         **{"fp16": False, "load_best_model_at_end": False, "learning_rate": 1e-3, "beta": 0.1} | args

@@ -40,9 +40,10 @@ def answering_model(tokenizer, random_gpt2, tmp_path_factory):
 
 @pytest.fixture
 def prefer(tokenizer, answering_model, tmp_path):
-    """Return a function that trains a copy of `answering_model` by DPO with all three callbacks.
+    """Return a function that trains a copy of `answering_model` by DPO.
 
-    The function returns the HealthLines and the AnswerDrift of the run.
+    The callbacks are TrainingHealth, PreferenceHealth and AnswerDrift. The function returns the HealthLines and the
+    AnswerDrift of the run.
     """
 
     def run(**options) -> tuple[HealthLines, AnswerDrift]:
@@ -151,7 +152,7 @@ def test_preference_health_warns_of_chosen_answers_that_fall_by_many_nats(beta, 
 
 @pytest.fixture
 def drifted(tokenizer, answering_model):
-    """Return an AnswerDrift before the training, and a model that differs from its reference model."""
+    """Return an AnswerDrift before the training, and a model that differs from the reference model."""
     prompts = [encode_prompt(tokenizer, pair["prompt"]) for pair in PAIRS[::3]]
     moved = copy.deepcopy(answering_model)
     generator = torch.Generator().manual_seed(0)

@@ -20,8 +20,8 @@ from med_model.training.progress import LogFile, ProgressLine, TimeLeft, Workloa
 
 pytestmark = pytest.mark.usefixtures("wide_screen")
 
-# A dry run sets these options. With others, the Trainer could evaluate at the start, and load or delete checkpoints at
-# the end.
+# A dry run sets these options. With other values, the Trainer could evaluate at the start, and load or delete
+# checkpoints at the end.
 NO_CHECKPOINTS = {"save_total_limit": None, "load_best_model_at_end": False, "eval_on_start": False}
 
 
@@ -99,7 +99,7 @@ class Clock(TrainerCallback):
 
 @pytest.fixture
 def announced(monkeypatch) -> dict[str, float]:
-    """Return a dict that receives the unrounded figures of the line with the time left when the line is printed."""
+    """Return an empty dict. When the line with the time left is printed, its unrounded figures enter the dict."""
     figures: dict[str, float] = {}
 
     def tr(message: str, **values: float) -> str:
@@ -226,7 +226,7 @@ def test_log_file_has_a_line_per_log(stage, new_trainer, tmp_path):
     entries = log_entries(tmp_path / "checkpoints")
     assert entries == trainer.state.log_history
     assert [entry["step"] for entry in entries] == [1, 2, 3, 3, 4, 5, 6, 6, 6]
-    trainer.evaluate()  # the scripts also evaluate after the training
+    trainer.evaluate()  # the scripts of SFT and DPO also evaluate after the training
     after = log_entries(tmp_path / "checkpoints")
     assert after == trainer.state.log_history and len(after) == len(entries) + 1
 

@@ -157,7 +157,7 @@ def test_train_prints_a_line_per_log_and_the_time_left_once(stage, new_trainer, 
 
 @pytest.fixture
 def trained(new_trainer, tokenizer, tmp_path):
-    """Return a trainer after three steps, its StageArguments, and the other arguments of `finish`."""
+    """Return a trainer after three steps, its StageArguments, and the keyword arguments of `finish`."""
     trainer = new_trainer("pretraining", max_steps=3, eval_strategy="steps", eval_steps=3)
     stage = StageArguments(input_model=str(paths.TOKENIZER), output_model=str(tmp_path / "model"))
     train(trainer, stage, WORKLOAD, None)
