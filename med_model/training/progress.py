@@ -102,7 +102,7 @@ class ProgressLine(TrainerCallback):
 
     NAMES = {
         "loss": tr("loss"),
-        "eval_loss": tr("held-out loss"),
+        "eval_loss": tr("held-out"),  # short, so that the longest line of DPO fits into COLUMNS
         "rewards/accuracies": tr("accuracy"),
         "rewards/margins": tr("margin"),
     }
@@ -134,7 +134,7 @@ class ProgressLine(TrainerCallback):
             seconds_per_step = (time.time() - self.begin) / max(1, state.global_step - self.begin_step)
             minutes = seconds_per_step * (state.max_steps - state.global_step) / 60
             figures = "  ".join(f"{name} {value}" for name, value in named.items())
-            left = tr("{minutes:.1f} min left", minutes=minutes)
+            left = tr("{minutes} min left", minutes=f"{minutes:.{0 if minutes >= 10 else 1}f}")
             say(f"[{state.global_step}/{state.max_steps}] {figures}  {left}")
 
     def on_train_end(self, args, state, control, **kwargs):

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import json
 import random
 import re
@@ -15,6 +16,7 @@ import torch
 from small_runs import STAGES, WORKLOAD, train_stage, workload_of
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from med_model.screen import COLUMNS
 from med_model.training import progress
 from med_model.training.progress import LogFile, ProgressLine, TimeLeft, Workload, count_evaluations, count_steps
 
@@ -261,11 +263,16 @@ LOGS = [
 ]
 
 
-def show(logs: list[dict], stderr: io.StringIO, monkeypatch, first_process: bool = True) -> ProgressLine:
-    """Give the logs to a new ProgressLine, each log after one step of 100 tokens. Return the ProgressLine."""
+def show(
+    logs: list[dict], stderr: io.StringIO, monkeypatch, first_process: bool = True, done: int = 0, steps: int = 10
+) -> ProgressLine:
+    """Give the logs to a new ProgressLine, each log after one step of 100 tokens. Return the ProgressLine.
+
+    done: number of steps before the first log. steps: number of steps of the whole run.
+    """
     monkeypatch.setattr(sys, "stderr", stderr)
     args = SimpleNamespace(disable_tqdm=False)
-    state = TrainerState(max_steps=10, is_world_process_zero=first_process)
+    state = TrainerState(max_steps=steps, global_step=done, is_world_process_zero=first_process)
     line = ProgressLine()
     line.on_train_begin(args, state, None)
     for entry in logs:
@@ -289,9 +296,18 @@ def test_progress_line_prints_a_line_per_log_without_a_terminal(monkeypatch, cap
     first, second, third = capsys.readouterr().out.splitlines()
     figures = r"\[1/10\] loss 5\.250  tokens/s [\d,]+  \d+\.\d min left"
     assert re.fullmatch(figures, first), first
-    assert "[2/10] loss 5.250  held-out loss 5.500  tokens/s" in second
+    assert "[2/10] loss 5.250  held-out 5.500  tokens/s" in second
     assert "loss 5.000" in third and "accuracy 0.750" in third and "margin 1.500" in third
     assert stderr.getvalue() == ""
+
+
+def test_a_line_of_a_long_dpo_run_fits_on_the_screen(monkeypatch, capsys):
+    logs = [{"loss": 2.345, "rewards/accuracies": 0.75, "rewards/margins": 12.345}, {"eval_loss": 12.345}]
+    monkeypatch.setattr(progress.time, "time", itertools.count(0, 0.05).__next__)  # 2,000 tokens per second
+    show(logs, io.StringIO(), monkeypatch, done=1_233, steps=9_999)
+    _, last = capsys.readouterr().out.splitlines()
+    figures = "loss 2.345  held-out 12.345  accuracy 0.750  margin 12.345  tokens/s "
+    assert last.startswith(f"[1235/9999] {figures}") and len(last) <= COLUMNS
 
 
 def test_progress_line_draws_a_bar_on_a_terminal(monkeypatch, capsys):
