@@ -113,7 +113,7 @@ class Reference(Engine):
         return Throughput(sum(map(len, answers)), seconds)
 
     def generate_batch(self, prompts: int, new_tokens: int) -> Throughput:
-        """Answer the prompts one at a time, not in a batch."""
+        """Answer the prompts one after the other. This engine has no batches, unlike the project."""
         answers, seconds = self._generated(prompts, self.settings(False, new_tokens))
         return Throughput(len(answers), seconds)
 

@@ -19,7 +19,7 @@ from med_model.screen import say
 
 SECTIONS = ("pretrain", "memory", "time_to_loss", "sft", "dpo", "generate", "tokenizer")
 STOCK_BF16 = "_stock_bf16"  # suffix of a measure against stock TRL in bfloat16; such a measure has no bar
-MAX_PLANS = 4  # most schedules that time_to_loss tries
+MAX_PLANS = 4  # largest number of schedules that time_to_loss tries
 
 
 @dataclass

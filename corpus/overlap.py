@@ -10,7 +10,8 @@ from text import sentences, shingles
 
 from med_model.language import tr
 
-# {shingle size in characters: largest share of the shorter article's shingles that the other article may contain}
+# Two articles may have some shingles in common. The keys are the sizes of shingles, in characters. The values are the
+# largest allowed numbers of common shingles / shingles of the shorter article.
 MAX_SHARED = {13: 0.01, 8: 0.02}
 LONG_SENTENCE = 13  # characters; a shorter sentence may occur twice by chance and is not checked
 

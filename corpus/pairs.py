@@ -77,11 +77,10 @@ def composed_rejection(
 def pairs_of(topic: dict, answers: Answers, vague: dict[str, list[str]], rng: random.Random) -> list[list[dict]]:
     """Return the pairs of a topic, one list per question.
 
-    A composed bad answer takes its text from answers of the question's group (asked, read or unread), or from vague
-    sentences. Held-out pairs have their own vague sentences, vague["held_out"]. So SFT and DPO train on no answer and
-    no vague sentence of a held-out pair. Only a repeated clause may also occur in training.
-    A question of the group `asked` has one pair per training wording, so that the sft loss on chosen answers trains
-    every wording.
+    The pairs of the groups `read` and `unread` are held out. A composed bad answer takes its text from answers of the
+    question's own group, or from vague sentences. Held-out pairs have their own vague sentences, vague["held_out"]. So
+    SFT and DPO train on no answer and no vague sentence of a held-out pair.
+    A question of the group `asked` has one pair per training wording. So DPO sees every wording.
     """
     result = []
     # Longer and shorter bad answers alternate within each flaw. So the length does not show which answer is bad.

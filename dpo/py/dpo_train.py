@@ -44,9 +44,9 @@ from med_model.training.trainer import OurTrainer
 DESCRIPTION = tr("Direct preference optimization: tune the SFT model on pairs of a good and a bad answer.")
 BUNDLED = (paths.DPO_DATA, paths.HELDOUT_PAIRS)  # training data, held-out data
 
-EVALUATED_PAIRS = 400  # most held-out pairs per evaluation; the measures at the end use all held-out pairs
-DRIFT_QUESTIONS = 32  # most questions per evaluation, to compare the answers with those of the SFT model
-MEASURED_QUESTIONS = 100  # most held-out questions for the measures at the end of the run
+EVALUATED_PAIRS = 400  # largest number of held-out pairs per evaluation; the measures at the end use all
+DRIFT_QUESTIONS = 32  # largest number of questions per evaluation; the answers show the drift from the SFT model
+MEASURED_QUESTIONS = 100  # largest number of held-out questions for the measures at the end
 
 
 @dataclass

@@ -87,8 +87,8 @@ def figure(measured: Measure) -> Figure:
 def difference(after: Measure, before: Measure) -> Figure:
     """Return the value of `after` minus the value of `before`, with the 95% interval of a paired bootstrap.
 
-    Both measures must be of the same items, because each resample draws the same groups for both measures.
-    Raise ValueError if the numbers of groups differ.
+    Both measures must cover the same items in the same groups (see Measure), because each resample draws the same
+    groups for both. Raise ValueError if the numbers of groups differ.
     """
     if after.amounts.shape != before.amounts.shape:
         raise ValueError(f"measures of {after.items} and {before.items} items cannot be paired")

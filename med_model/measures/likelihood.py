@@ -12,7 +12,7 @@ from med_model.data.records import Choice
 from med_model.model.head import label_log_probs
 
 WINDOW_OVERLAP = 0.5  # share of a window that repeats the window before: the repeated tokens are context only
-BATCH_TOKENS = 4096  # most tokens per forward pass, padding included; a longer row is one batch
+BATCH_TOKENS = 4096  # largest number of tokens per forward pass, padding included; a longer row is one batch
 
 
 @torch.inference_mode()

@@ -9,8 +9,8 @@ from med_model.measures.scales import MODELS, SUMMARY, position, scale
 from med_model.screen import COLUMNS, padded, say, width, wrapped
 
 COLUMN_GAP = 2  # spaces between two columns
-MIN_COLUMN = 24  # fewest terminal columns per answer to print answers side by side
-TITLE_COLUMNS = 60  # most terminal columns for the title of a measure: a wider title is cut
+MIN_COLUMN = 24  # smallest width of an answer, in terminal columns, to print answers side by side
+TITLE_COLUMNS = 60  # largest width of a measure's title, in terminal columns: a wider title is cut
 
 Figures = dict[str, dict[str, Figure]]  # {model: {measure: figure}}
 Changes = dict[tuple[str, str], dict[str, Figure]]  # {(model before, model after): {measure: difference}}

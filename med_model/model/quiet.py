@@ -21,9 +21,9 @@ def quiet_transformers() -> None:
     `GPT2Model.forward` logs PADDING_ADVICE if a row without a mask begins or ends with the pad token. All rows of this
     project are padded on the right. Causal attention never looks to the right, and a mask would make attention slower.
 
-    The tokenizer logs LENGTH_WARNING for a text with more tokens than the model has positions. The project counts the
-    tokens of a text before it cuts the text. The option `verbose=False` does not help: the library ignores
-    `verbose` if `sanitize_control_tokens` is True.
+    The tokenizer logs LENGTH_WARNING for a text with more tokens than the model has positions. This is no fault here:
+    the project cuts such a text after it has counted the tokens. The option `verbose=False` does not help: the library
+    ignores `verbose` if `sanitize_control_tokens` is True.
     """
     transformers.utils.logging.disable_progress_bar()
     for module in ("modeling_utils", "tokenization_utils_base"):

@@ -20,14 +20,15 @@ from med_model.language import tr
 SHORTENED_SHARE = 0.05  # largest share of shortened rows: a few long rows are normal
 UNSTOPPED_SHARE = 0.01  # largest share of rows without a stop token: the other rows teach the model to stop
 SMOOTHED = 3  # logs per mean: a log covers few batches, so its values are noisy
-LEAST_LOGS = 5  # fewest logs before the loss or the gradient norm is checked
+LEAST_LOGS = 5  # number of logs that a check of the loss or of the gradient norm needs
 FALL_AFTER = 0.2  # share of all steps after which the fall of the loss is checked: the warm-up is then over
 FALL = 0.99  # largest mean of the last losses / mean of the first (0.77 to 0.84 in pre-training, 0.34 to 0.51 in SFT)
 RISE = 0.01  # largest rise of the held-out loss / its lowest value: on a plateau the rise is smaller
 # Largest rise / total drop so far. A rise must pass both limits, because RISE is too strict near a loss of 0.
 RISE_OF_DROP = 0.05
 SPIKE = 10  # largest gradient norm / median of the gradient norms before it (3.6)
-SPIKE_LOGS = 50  # most logs in the median: older logs are left out, because the gradient norm changes during a run
+# Largest number of logs in the median: older logs are left out, because the gradient norm changes during a run.
+SPIKE_LOGS = 50
 
 
 class HealthLines:

@@ -40,7 +40,7 @@ from med_model.training.trainer import OurTrainer
 DESCRIPTION = tr("Supervised fine-tuning: teach the base model to answer.")
 BUNDLED = (paths.SFT_DATA, paths.HELDOUT_QUESTIONS)  # training data, held-out data
 
-MEASURED_QUESTIONS = 100  # most held-out questions for the measures at the end of the run
+MEASURED_QUESTIONS = 100  # largest number of held-out questions for the measures at the end
 RENDERED_HERE = ("packing", "padding_free", "assistant_only_loss")  # options that would change the rows or labels
 
 
