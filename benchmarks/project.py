@@ -64,7 +64,7 @@ class Project(Engine):
     pretrain_mixed = pretrain_full_blocks = pretrain  # packing turns every text into full blocks
 
     def time_to_loss(self, steps: int, every: int, target: float) -> list[tuple[float, float]]:
-        """Return (seconds, bits per byte) per evaluation. The seconds include `start_at_token_frequencies`."""
+        """Return (seconds, bits per byte) per evaluation. The seconds include the setting of the start values."""
         clock = run_timed(self.pretraining_trainer(steps), Clock(self.heldout_bits_per_byte, every, target))
         return [(seconds + self.start_seconds, figure) for seconds, figure in clock.curve]
 

@@ -15,7 +15,9 @@ from checks import HELDOUT_WORDINGS, WORDINGS
 from text import sentences
 
 COMPOSED_FLAWS = ("other_topic", "repetition", "vague", "no_ending")
-CLOSEST = 12  # a bad answer with the flaw other_topic is one of this many answers, those closest in length
+# A bad answer with the flaw other_topic is one of the CLOSEST answers of other topics that are nearest to the good
+# answer in length.
+CLOSEST = 12
 
 Answers = dict[str, dict[str, list[str]]]  # group -> topic -> answers
 

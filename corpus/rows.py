@@ -89,7 +89,7 @@ def rows_by_file(departments: list[dict], vague: dict[str, list[str]]) -> Files:
         name = department["department"]
         for folder in (paths.PRETRAINING_DATA, paths.SFT_DATA, paths.HELDOUT_QUESTIONS, paths.DPO_DATA):
             files[folder / f"{name}.jsonl"] = []
-        exam = []  # one list per topic
+        exam = []  # one list per trained topic
         for topic in department["topics"]:
             if topic.get("held_out"):
                 add_heldout_topic(files, topic, answers, vague)

@@ -1,4 +1,4 @@
-"""List the modules and folders of med_model. A folder imports only from the lines above it in this list.
+"""List the modules and folders of med_model. A folder imports only from itself and from the lines above it.
 
 No stage folder (pre_training, sft, dpo) imports another.
 

@@ -85,7 +85,7 @@ def pytest_terminal_summary(terminalreporter):
 def run_python(
     arguments: list, stdin: str | None = None, timeout: float = 300, cwd: Path = ROOT.parent, **environment: str
 ) -> subprocess.CompletedProcess:
-    """Run Python in a new process and return the finished process. Its stdout and stderr are Printed.
+    """Run Python in a new process and return the finished process, with stdout and stderr as objects of `Printed`.
 
     `cwd` is the working directory of the process. By default it is the parent folder of the project.
 

@@ -167,8 +167,8 @@ def test_one_question_per_trained_topic_is_read_in_pretraining_but_not_in_sft_or
     trained = {row.get("output") for row in rows_of(paths.SFT_DATA)}
     trained |= {row[side] for row in rows_of(paths.DPO_DATA) for side in ("response_chosen", "response_rejected")}
     assert [answer for answer in chosen.values() if answer in trained] == []
-    # SFT and DPO must not train on the rejected answers with the flaws vague and other_topic. Else the model would
-    # prefer them, because it knows them.
+    # The rejected answers of held-out pairs with the flaws vague and other_topic must not be in the training data of
+    # SFT or DPO: a model finds a text that it has read more likely than a new one.
     assert [
         row for row in heldout if row["flaw"] in ("other_topic", "vague") and row["response_rejected"] in trained
     ] == []

@@ -150,9 +150,10 @@ def prompt_of(pair: Pair) -> str:
 
 
 def texts_of(origin: str, record: dict) -> list[str]:
-    """Return the text of a document or the texts of a conversation, as a list. Return [] if one of them is blank.
+    """Return the text of a document or the texts of a conversation, as a list.
 
-    Raise UserError as `document_of` and `conversation_of` do.
+    Return [] for a blank document, and for a conversation with a blank message. Raise UserError as `document_of` and
+    `conversation_of` do.
     """
     texts = (
         [document_of(origin, record)]

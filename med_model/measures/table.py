@@ -59,7 +59,7 @@ def print_answers(questions: Sequence[str], answers: dict[str, list[str]]) -> No
 def with_interval(key: str, shown: Figure, sign: str = "") -> str:
     """Return a figure with its 95% interval, as in `61.3% [58.9, 63.5]`.
 
-    With sign `+`, 0 and numbers above 0 have a `+`.
+    If `sign` is `+`, every number that is not negative begins with `+`.
     """
     form = sign + scale(key).format
     low, high = (format(end, form).removesuffix("%") for end in (shown.low, shown.high))

@@ -67,7 +67,7 @@ def test_a_checkpoint_that_lacks_another_weight_still_warns(model_directory, loa
 def message_source(logger_name: str, filtered: bool, monkeypatch) -> logging.Logger:
     """Return a logger of transformers, without its filters if `filtered` is False.
 
-    The logger without filters shows that the library still logs the message.
+    Without the filters, a test can see that the library still logs the message that a filter hides.
     """
     logger = logging.getLogger(logger_name)
     if not filtered:
