@@ -62,10 +62,10 @@ def pytest_collection_modifyitems(items):
 
 
 class Printed(str):
-    """The output of a process. `text in printed` ignores white space, so line ends do not matter."""
+    """The output of a process. `text in printed` also finds a text that is printed on several lines."""
 
     def __contains__(self, text: str) -> bool:
-        return "".join(text.split()) in "".join(self.split())
+        return super().__contains__(text) or text in " ".join(self.split())
 
 
 @pytest.fixture

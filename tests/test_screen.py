@@ -7,15 +7,23 @@ from med_model.screen import COLUMNS, padded, say, width, wrapped
 
 def test_width_counts_a_chinese_character_as_two_columns():
     assert (width("abc"), width("高血压"), width("BP高，")) == (3, 6, 6)
+    assert (width("血压 120"), width("，"), width("")) == (8, 2, 0)
 
 
 def test_padded_fills_up_to_the_columns():
     assert padded("高", 4) == "高  " and padded("高血压", 4) == "高血压"
+    assert padded("血压", 6) == "血压  " and padded("血压", 3) == "血压"
 
 
 def test_wrapped_breaks_english_between_words_and_chinese_anywhere():
     assert wrapped("the model is published", 11) == ["the model", "is", "published"]
     assert wrapped("高血压要注意", 6) == ["高血压", "要注意"]
+
+
+def test_wrapped_breaks_lines_within_the_columns_and_drops_blank_ones():
+    assert wrapped("一二三四", 5) == ["一二", "三四"]
+    assert wrapped("ab\n\n \ncd", 5) == ["ab", "cd"]
+    assert wrapped("", 5) == [""]
 
 
 def test_wrapped_cuts_a_word_that_is_longer_than_a_line():

@@ -91,11 +91,6 @@ ONCE = (
 )  # each run prints one line per pattern: the lines of the preflight, and the time left
 
 
-def unwrapped(printed: str) -> str:
-    """Return all printed words with one space between them. A long message is printed on several lines."""
-    return " ".join(printed.split())
-
-
 def count_lines(printed: str, start: str) -> int:
     """Return how many lines begin with the pattern `start`."""
     return len(re.findall(f"^{start}", printed, re.MULTILINE))
@@ -108,8 +103,7 @@ def test_a_dry_run_prints_the_preflight_and_the_time_left_and_writes_nothing(cha
     printed = run(script, *options, *output_options(tmp_path), "--max_steps", 8, "--dry_run")
     for start in ONCE:
         assert count_lines(printed, start) == 1, f"{start}\n{printed}"
-    text = unwrapped(printed)
-    assert "at the peak" in text and "needed for" in text and " 8 steps." in text
+    assert "at the peak" in printed and "needed for" in printed and " 8 steps." in printed
     assert count_lines(printed, r"\[\d") == 0, "a progress line of a log or an evaluation"
     written = [path.name for path in tmp_path.rglob("*") if path.is_file()]
     # DPO keeps its reference log-probabilities, because the next run reads them.
@@ -119,16 +113,13 @@ def test_a_dry_run_prints_the_preflight_and_the_time_left_and_writes_nothing(cha
 def test_a_warning_is_printed_and_kept_with_the_model(chain, run, tmp_path):
     printed = run(SFT, *chain.sft_options, *output_options(tmp_path), "--eval_data", chain.rows, "--max_steps", 2)
     [warning] = read_json(tmp_path / "model" / "metrics.json")["warnings"]
-    assert f"{ROWS} of {ROWS} held-out records also stand in the training data" in warning and warning in unwrapped(
-        printed
-    )
+    assert f"{ROWS} of {ROWS} held-out records also stand in the training data" in warning and warning in printed
 
 
 def test_a_training_that_diverges_ends_with_code_2_and_publishes_nothing(chain, run, tmp_path):
     wild = ["--learning_rate", 1e30, "--muon", "False", "--warmup_steps", 0, "--max_grad_norm", 0]
     printed = run(SFT, *chain.sft_options, *output_options(tmp_path), *wild, "--max_steps", 4, code=2)
-    text = unwrapped(printed)
-    assert "Nothing is published" in text and "--learning_rate" in text and not (tmp_path / "model").exists()
+    assert "Nothing is published" in printed and "--learning_rate" in printed and not (tmp_path / "model").exists()
 
 
 def test_each_stage_starts_from_the_weights_of_the_stage_before(chain):
@@ -156,7 +147,7 @@ def test_a_resumed_run_ends_with_the_weights_and_the_log_of_an_uninterrupted_one
     shutil.copytree(whole_checkpoints / "checkpoint-4", checkpoints / "checkpoint-4")
     (checkpoints / "checkpoint-4" / "optimizer.pt").unlink()
     printed = run(script, *options, "--max_steps", 4, "--resume", *output_options(tmp_path))
-    assert "checkpoint-4 is not complete" in unwrapped(printed)
+    assert "checkpoint-4 is not complete" in printed
     whole, again = load_file(model / "model.safetensors"), load_file(tmp_path / "model" / "model.safetensors")
     assert all(torch.equal(whole[name], again[name]) for name in whole)
     log, resumed_log = read_log(whole_checkpoints), read_log(checkpoints)
@@ -169,7 +160,7 @@ def test_the_reference_is_computed_once_and_read_again(chain, run, tmp_path):
     checkpoints.mkdir()
     for file in (chain.folder / "final_checkpoints").glob("reference_*.safetensors"):
         shutil.copy(file, checkpoints)
-    printed = unwrapped(run(DPO, *chain.dpo_options, "--max_steps", 1, *output_options(tmp_path)))
+    printed = run(DPO, *chain.dpo_options, "--max_steps", 1, *output_options(tmp_path))
     assert "The reference log-probabilities are read from" in printed and "computed once" not in printed
 
 
@@ -186,7 +177,7 @@ def test_two_processes_print_each_line_once_and_publish_once(chain, stage, run_m
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     for start in (*ONCE, "The model is published in"):
         assert count_lines(done.stdout, start) == 1, f"{start}\n{done.stdout}"
-    assert "2 process(es)" in unwrapped(done.stdout)
+    assert "2 process(es)" in done.stdout
     steps = [line.partition("/")[0] for line in done.stdout.splitlines() if line.startswith("[")]
     in_training = ["[1", "[2", "[2", "[3", "[4", "[4"]  # one line per step, and one per evaluation at steps 2 and 4
     assert steps[:6] == in_training and set(steps[6:]) <= {"[4"} and len(steps) <= 7
@@ -227,19 +218,19 @@ def test_old_checkpoints_are_neither_used_nor_deleted_unasked(chain, run, tmp_pa
     options = [*chain.pretraining, "--max_steps", 1, *output_options(tmp_path)]
     assert "--resume" in run(PRETRAINING, *options, code=2)
     assert (checkpoints / "checkpoint-99").is_dir()
-    assert "Run without --resume" in unwrapped(run(PRETRAINING, *options, "--resume", code=2))
+    assert "Run without --resume" in run(PRETRAINING, *options, "--resume", code=2)
 
 
 def test_a_bad_row_is_named_before_any_model_is_loaded(run, tmp_path):
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"instruction": "问", "output": "答"}\n{"question": "问"}\n', encoding="utf-8")
     missing = ["--input_model", tmp_path / "no_model"]
-    printed = unwrapped(run(SFT, "--data", bad, *missing, *output_options(tmp_path), code=2))
+    printed = run(SFT, "--data", bad, *missing, *output_options(tmp_path), code=2)
     assert "bad.jsonl" in printed and "row 2" in printed and not (tmp_path / "model").exists()
 
 
 def test_a_missing_input_model_is_an_error_with_the_next_step(run, tmp_path):
-    printed = unwrapped(run(DPO, "--input_model", tmp_path / "no_model", *output_options(tmp_path), code=2))
+    printed = run(DPO, "--input_model", tmp_path / "no_model", *output_options(tmp_path), code=2)
     assert "no model or tokenizer in" in printed and "Run the stage that makes it first." in printed
 
 

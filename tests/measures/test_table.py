@@ -1,3 +1,4 @@
+import copy
 import itertools
 
 import numpy as np
@@ -14,7 +15,7 @@ from med_model.measures.table import (
     shortened,
     with_interval,
 )
-from med_model.screen import COLUMNS, width, wrapped
+from med_model.screen import COLUMNS, width
 
 LONG_FLAW = "一种名字特别长的缺陷" * 20
 KEYS = [*MEASURES, FLAW + "vague", FLAW + LONG_FLAW]
@@ -47,12 +48,6 @@ def printed_lines(capsys) -> list[str]:
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if width(line) > COLUMNS] == []
     return lines
-
-
-def test_wrapped_breaks_lines_within_the_columns_and_drops_blank_ones():
-    assert wrapped("一二三四", 5) == ["一二", "三四"]
-    assert wrapped("ab\n\n \ncd", 5) == ["ab", "cd"]
-    assert wrapped("", 5) == [""]
 
 
 def test_shortened_marks_a_cut():
@@ -94,7 +89,7 @@ def test_print_summary_has_eight_rows_with_a_word_per_change(comparison, capsys)
 
 
 def test_print_summary_shows_a_dash_for_a_figure_that_a_model_lacks(comparison, capsys):
-    figures, changes = comparison
+    figures, changes = copy.deepcopy(comparison)
     del figures["base"]["stopped"], changes["base", "sft"]["stopped"]
     print_summary(figures, changes)
     row = next(line for line in printed_lines(capsys) if line.startswith("stopped"))
