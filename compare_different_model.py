@@ -1,4 +1,4 @@
-"""Compare the three models: print their answers to the same prompts side by side, and their held-out measures.
+"""Compare the three models: print their answers side by side, and their measures on held-out data.
 
 Reads  base_model__after_pretraining/, post_model__after_sft/, final_model__after_dpo/ and the bundled held-out files
 Writes nothing, or all answers and figures to --json FILE
@@ -93,7 +93,7 @@ class CompareArguments:
 def read_prompts(args: CompareArguments) -> list[list[Message]]:
     """Return the messages of each prompt.
 
-    --prompt_file overrides --prompt, because a --config file may set `prompt`.
+    --prompt_file overrides --prompt. So --prompt_file also replaces the prompts of a --config file.
     Raise UserError as `find_files` and `read_all` do.
     """
     if not args.prompt_file:
@@ -108,7 +108,7 @@ def read_prompts(args: CompareArguments) -> list[list[Message]]:
 def compare(results: dict[str, Evaluation]) -> Changes:
     """Return the change of each measure from one model to the next.
 
-    Leave out a measure if the earlier model lacks it, or if the two models have different numbers of items.
+    Leave out a measure if one of the two models lacks it, or if its number of items is not the same for both.
     """
     changes = {}
     for (before, old), (after, new) in itertools.pairwise(results.items()):
@@ -123,7 +123,7 @@ def compare(results: dict[str, Evaluation]) -> Changes:
 def answer_and_measure(
     args: CompareArguments, prompts: list[list[Message]], heldout: Heldout
 ) -> tuple[dict[str, list[AnsweredQuestion]], dict[str, Evaluation]]:
-    """Return (answers to the prompts, measures on the held-out records). Each is a dict by model key.
+    """Return two dicts with the keys base, sft and final: answers to the prompts, and measures on the held-out data.
 
     Leave out a model whose directory is missing, and print the command that makes the directory.
     Raise UserError as `load_model`, `answer_questions` and `evaluate` do.

@@ -1,6 +1,7 @@
-"""Provide the parts that both engines share: the clock, the generation settings and the worker process.
+"""Provide what both engines of the benchmark share: the clock, the generation settings and the worker process.
 
-An engine trains and generates. One engine is this project (project.py), the other is the reference (reference.py).
+An engine is a class that trains models and generates answers. `Project` does so with the code of this project, and
+`Reference` with stock code: `Trainer`, TRL and `model.generate`.
 """
 
 import ctypes
@@ -32,14 +33,14 @@ from med_model.data.prompt import CHAT_STOPS, encode_question
 from med_model.measures.likelihood import bits_per_byte
 from med_model.model.directory import sampling_defaults
 
-REFERENCE_BATCH = 4  # documents or blocks per pre-training step
-PROMPTS, PROMPT_TOKENS = 200, 256  # the most prompts, and the most tokens per prompt
+REFERENCE_BATCH = 4  # documents, or blocks of 512 tokens, per pre-training step of the reference
+PROMPTS, PROMPT_TOKENS = 200, 256  # largest number of prompts, and of tokens per prompt
 QUIET = {"report_to": "none", "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True, "use_cpu": True}
 
 
 @dataclass
 class Throughput:
-    """Hold the work of one round and its time. `units` is a number of tokens, rows, pairs or prompts."""
+    """Hold an amount of work and its seconds. `units` is a number of tokens, SFT rows, preference pairs or prompts."""
 
     units: float
     seconds: float
@@ -50,16 +51,16 @@ class Throughput:
 
 
 class Clock(TrainerCallback):
-    """Measure the seconds and the tokens of a training loop, without its evaluations.
+    """Measure the seconds and the tokens of a training. The time of `evaluate` is not counted.
 
-    evaluate: a function that returns the held-out figure of a model. It runs after every `every` steps and after the
-    last step. If `every` is 0, it runs only after the last step. Training stops at the first figure that is `target`
-    or less.
+    evaluate: a function that returns the held-out bits per byte of a model, or None. The function runs once per
+    `every` steps and after the last step. If `every` is 0, it runs only after the last step.
+    target: training stops as soon as `evaluate` returns `target` or less.
     """
 
     def __init__(self, evaluate: Callable | None = None, every: int = 0, target: float = float("-inf")):
         self.evaluate, self.every, self.target = evaluate, every, target
-        self.curve: list[tuple[float, float]] = []  # (seconds, held-out figure)
+        self.curve: list[tuple[float, float]] = []  # (seconds, result of `evaluate`)
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.excluded, self.begin = 0.0, time.perf_counter()
@@ -77,7 +78,7 @@ class Clock(TrainerCallback):
 
 
 def run_timed(trainer: Trainer, clock: Clock | None = None) -> Clock:
-    """Train without progress output. Return the clock with its seconds, tokens and curve."""
+    """Train without progress output. `clock` measures the training; None makes a new clock. Return the clock."""
     clock = clock or Clock()
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
@@ -93,7 +94,10 @@ def token_throughput(trainer: Trainer) -> Throughput:
 
 
 class Engine:
-    """Hold the inputs and the prompts, which are the same for both engines. Each subclass trains and generates."""
+    """Hold the inputs and the prompts, which are the same for both subclasses.
+
+    `Project` trains and generates with the code of this project, `Reference` with stock code.
+    """
 
     def __init__(self, inputs: Inputs):
         set_seed(SEED)
@@ -113,9 +117,9 @@ class Engine:
         return bits_per_byte(model, self.tokenizer, self.inputs.heldout)
 
     def settings(self, sample: bool, new_tokens: int) -> GenerationConfig:
-        """Return the sampling settings of the chats, or greedy settings if `sample` is False.
+        """Return the sampling settings of the chat scripts, or greedy settings if `sample` is False.
 
-        Every answer has `new_tokens` tokens.
+        With these settings every answer has `new_tokens` tokens.
         """
         if sample:
             settings = sampling_defaults(self.tokenizer, CHAT_STOPS)
@@ -139,8 +143,8 @@ def peak_megabytes(action: Callable[[], object]) -> float | None:
     if not sys.platform.startswith("linux"):
         action()
         return None
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # freed memory must not count as memory in use
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak: proc(5)
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # returns freed memory to the system, so that `before` does not count it
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the peak of the memory: see proc(5)
     before = _status_megabytes("VmRSS")
     action()
     return _status_megabytes("VmHWM") - before
@@ -150,7 +154,7 @@ def _status_megabytes(name: str) -> float:
     return int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1e3
 
 
-_engine = None  # the engine of a worker process
+_engine = None  # the engine of this process, if it is a worker process
 
 
 def _start_worker(engine: type[Engine], inputs: Inputs) -> None:
@@ -163,7 +167,7 @@ def _call_worker(method: str, arguments: tuple):
 
 
 class Worker:
-    """Run an engine in its own process. A call runs a method of the engine there and returns its result."""
+    """Run an engine in a separate process. A call of the worker runs a method of the engine and returns the result."""
 
     def __init__(self, engine: type[Engine], inputs: Inputs):
         context = multiprocessing.get_context("spawn")

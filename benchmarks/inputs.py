@@ -1,4 +1,4 @@
-"""Read the texts, rows and pairs for both engines. Make a tokenizer trained on the texts, and an untrained model."""
+"""Read the texts, SFT rows and preference pairs. Train a tokenizer on the texts, and make an untrained model."""
 
 import random
 import subprocess
@@ -20,7 +20,7 @@ SEED = 42
 @dataclass
 class Inputs:
     sources: list[str]  # files and folders of the data
-    folder: Path  # has the tokenizer, the model and the temporary files of the engines
+    folder: Path  # has the tokenizer, the model and the temporary files of the trainings
     tokenizer: Path
     base_model: Path  # untrained, because the speed does not depend on the values of the weights
     texts: list[str]
@@ -32,10 +32,10 @@ class Inputs:
 def read_inputs(data: list[str] | None, megabytes: float, heldout_bytes: int, folder: Path) -> Inputs:
     """Read the data, and write a tokenizer and an untrained model to `folder`.
 
-    data: documents, or one folder with pretrain/, dev/, sft/train.jsonl and dpo/train.jsonl. None: the bundled data.
-    If `data` is documents, rows and pairs are the bundled ones.
-    megabytes: the most text for training the tokenizer, in MB.
-    heldout_bytes: the least size of the held-out text, in bytes of UTF-8. A smaller held-out text is used as a whole.
+    data: files of documents, or one folder with pretrain/, dev/, sft/train.jsonl and dpo/train.jsonl. None: the
+    bundled data. Files of documents have no SFT rows and no preference pairs, so the bundled ones are used.
+    megabytes: the largest size of the text for training the tokenizer, in MB.
+    heldout_bytes: the smallest size of the held-out text, in bytes of UTF-8. If there is less text, all of it is used.
     Raise UserError if the data cannot be read or the tokenizer cannot be trained.
     """
     texts, heldout, rows, pairs = data, None, str(paths.SFT_DATA), str(paths.DPO_DATA)
@@ -68,9 +68,10 @@ def read_inputs(data: list[str] | None, megabytes: float, heldout_bytes: int, fo
 
 
 def last_bytes(texts: list[str], count: int) -> list[str]:
-    """Return texts from the end of the list, at least `count` bytes together. A smaller list is returned as a whole.
+    """Return the last texts of the list, the last one first, with at least `count` bytes in all.
 
-    The first texts are not used, because the search for the training settings has used them.
+    Return all texts if they have fewer bytes. With the data of docs/en/speed.md, the training settings were chosen on
+    the first texts of the list. On those texts this project would look better than it is.
     """
     kept, size = [], 0
     for text in reversed(texts):

@@ -1,4 +1,4 @@
-"""Run the project's engine, with the classes and defaults of the training scripts."""
+"""Train and generate with the code of this project. The trainings use the training scripts' classes and defaults."""
 
 import importlib.util
 import statistics
@@ -29,7 +29,7 @@ def load_script(script: str) -> ModuleType:
     """Import a training script by its path, because the stage folders are not packages."""
     name = script.rpartition("/")[2].removesuffix(".py")
     spec = importlib.util.spec_from_file_location(name, paths.ROOT / script)
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # a dataclass looks up its module by name
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # a dataclass needs its module in sys.modules
     spec.loader.exec_module(module)
     return module
 
@@ -61,27 +61,31 @@ class Project(Engine):
     def pretrain(self, steps: int, bf16: bool | None = None) -> Throughput:
         return token_throughput(self.pretraining_trainer(steps, bf16))
 
-    pretrain_mixed = pretrain_full_blocks = pretrain  # packing turns every text into full blocks
+    pretrain_mixed = pretrain_full_blocks = pretrain  # one method for both measures: our blocks are always full
 
     def time_to_loss(self, steps: int, every: int, target: float) -> list[tuple[float, float]]:
-        """Return (seconds, bits per byte) per evaluation. The seconds include the setting of the start values."""
+        """Train until an evaluation gives `target` held-out bits per byte or less, for at most `steps` steps.
+
+        Return (seconds, bits per byte) per evaluation. The seconds include those of `start_at_token_frequencies`.
+        """
         clock = run_timed(self.pretraining_trainer(steps), Clock(self.heldout_bits_per_byte, every, target))
         return [(seconds + self.start_seconds, figure) for seconds, figure in clock.curve]
 
     def arithmetic(self) -> float:
-        """Return the floating-point operations (FLOP) of a training step per token.
+        """Return the number of floating-point operations (FLOP) per token in a training step.
 
-        This is 6 per parameter, without the parameters of the position embeddings, plus 12 x BLOCK_TOKENS x width x
-        layers for attention over the whole block.
+        This is 6 per parameter, without the parameters of the position embeddings. The attention adds
+        12 x BLOCK_TOKENS x width x layers, as if each token attended to all tokens of its block.
         """
         model = new_model(self.tokenizer, dropout=0.0)
         multiplying = model.num_parameters() - model.transformer.wpe.weight.numel()
         return 6 * multiplying + 3 * 4 * BLOCK_TOKENS * model.config.n_embd * model.config.n_layer
 
     def roof(self, repeats: int) -> Throughput:
-        """Measure only the matrix products of a training step, in float32. All memory is allocated beforehand.
+        """Measure the time of only the matrix products in a pre-training step, in float32.
 
-        Return the tokens of one step and the median seconds of `repeats` runs.
+        All memory is allocated before the measurement. Return the tokens of one step, and the median seconds of
+        `repeats` runs after a warm-up run.
         """
         batch = self.pretraining.PretrainingArguments(output_dir=self.scratch(), **QUIET_TRAINING).train_batch_size
         config = new_model(self.tokenizer, dropout=0.0).config
@@ -91,7 +95,7 @@ class Project(Engine):
         shapes = [(tokens, *shape) for shape in layer_shapes for _ in range(layers)]
         shapes += [(head_chunk, width, len(self.tokenizer))] * (tokens // head_chunk)
         products = []
-        operands: dict[tuple, list] = {}  # products of one shape share memory, unlike in training
+        operands: dict[tuple, list] = {}  # products of the same shape use the same tensors, unlike in training
         for m, k, n in shapes:
             if (m, k, n) not in operands:
                 x, weight, y = torch.randn(m, k), torch.randn(k, n), torch.randn(m, n)
@@ -135,8 +139,8 @@ class Project(Engine):
     def dpo(self, pairs: int) -> tuple[Throughput, Throughput]:
         """Train one epoch. The KL regularization and dropout are off, as in stock TRL.
 
-        Return (throughput of the first epoch, throughput of a later epoch). Only the first epoch includes the time for
-        the log-probabilities of the reference model.
+        Return two throughputs of this epoch. The first one includes the time for the log-probabilities of the
+        reference model, as in a first epoch. The second one does not, as in a later epoch.
         """
         options = {"num_train_epochs": 1, "disable_dropout": True, "seed": SEED}
         training = self.dpo_script.DPOArguments(output_dir=self.scratch(), **options, **QUIET_TRAINING)

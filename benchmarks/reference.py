@@ -1,4 +1,4 @@
-"""Run the reference engine: `Trainer` as tutorials use it, the stock TRL trainers, and `model.generate`."""
+"""Train and generate with stock code, the reference: `Trainer` as in tutorials, TRL's trainers, `model.generate`."""
 
 import copy
 import itertools
@@ -32,7 +32,10 @@ class Reference(Engine):
     TRL = {"max_length": BLOCK_TOKENS, "seed": SEED, **QUIET}  # max_length: the model has 512 positions
 
     def pretraining_trainer(self, steps: int) -> Trainer:
-        """Return a Trainer with dropout 0.1 and AdamW with linear decay. Documents are cut or padded to 512 tokens."""
+        """Return a Trainer with AdamW and a model with dropout 0.1. The learning rate falls linearly.
+
+        Documents are cut or padded to 512 tokens.
+        """
         shuffled = random.Random(SEED).sample(self.inputs.texts, k=len(self.inputs.texts))
         # Each text begins with <|endoftext|>, because each held-out text is scored after this token.
         texts = [END_OF_TEXT + text for text in itertools.islice(itertools.cycle(shuffled), steps * REFERENCE_BATCH)]
@@ -76,7 +79,7 @@ class Reference(Engine):
         return Throughput(len(self.inputs.conversations[:rows]), run_timed(trainer).seconds)
 
     def dpo(self, pairs: int, bf16: bool) -> Throughput:
-        """Train one epoch. Every epoch takes the same time, because stock TRL runs the reference model in each."""
+        """Train one epoch. All epochs take the same time: stock TRL runs the reference model of DPO in each epoch."""
         rows = [
             {
                 "prompt": pair.messages,
@@ -94,7 +97,7 @@ class Reference(Engine):
         return Throughput(len(rows), run_timed(trainer).seconds)
 
     def _generated(self, prompts: int, settings: GenerationConfig) -> tuple[list[list[int]], float]:
-        """Return the ids of each answer, and the seconds of all answers. Loading the model is not counted."""
+        """Return the token ids of each answer, and the seconds for all answers together, without loading the model."""
         model, answers = self.model, []
         start = time.perf_counter()
         for prompt in self.prompts[:prompts]:
@@ -113,12 +116,12 @@ class Reference(Engine):
         return Throughput(sum(map(len, answers)), seconds)
 
     def generate_batch(self, prompts: int, new_tokens: int) -> Throughput:
-        """Answer the prompts one after the other. This engine has no batches, unlike the project."""
+        """Answer the prompts one after the other. Only the project's own `generate_batch` answers them in batches."""
         answers, seconds = self._generated(prompts, self.settings(False, new_tokens))
         return Throughput(len(answers), seconds)
 
     def tokenizer_training(self, lines: list[str], vocab_size: int) -> tuple[float, float | None]:
-        """Train the stock byte-level BPE. Return (seconds, rise of the memory in MB or None)."""
+        """Train the stock tokenizer. Return the seconds and the rise of the memory in MB (None if not on Linux)."""
         train = ByteLevelBPETokenizer().train_from_iterator
         start = time.perf_counter()
         megabytes = peak_megabytes(lambda: train(lines, vocab_size=vocab_size, show_progress=False))

@@ -1,4 +1,4 @@
-"""Measure the project's engine against a reference recipe, stock TRL and `model.generate`, on this machine.
+"""Compare the speed and memory of this project with stock code: `Trainer`, TRL's trainers and `model.generate`.
 
 Reads  the bundled data, or --data: documents, or a folder with pretrain/, dev/, sft/ and dpo/ in it
 Writes nothing, or the figures to --json FILE
@@ -40,8 +40,8 @@ TITLES = {
     "generate": tr("generation, tokens/s, one prompt"),
     "generate_batch": tr("generation, prompts/s, 200 prompts"),
 }
-# The least ratio that each measure should reach. Above 1, ours is better than the reference. In roof_fraction the
-# reference is the speed of the matrix products alone.
+# Each measure should reach this ratio or more. A ratio above 1 means that this project is better than the reference,
+# the stock code. In roof_fraction the reference is the speed of the matrix products alone.
 BARS = {
     "pretrain_mixed": 5.0,
     "pretrain_full_blocks": 1.4,
@@ -80,7 +80,7 @@ class BenchmarkArguments:
 
 
 def check_arguments(args: BenchmarkArguments) -> None:
-    """Raise UserError for an unknown section, an option that --long would ignore, or a missing folder of --json."""
+    """Raise UserError for an unknown section, an option that --long would ignore, or a missing folder for --json."""
     if unknown := set(args.sections or ()) - set(SECTIONS):
         sections = ", ".join(SECTIONS)
         raise UserError(
@@ -117,7 +117,7 @@ def figure_of(rounds: list[float]) -> Figure:
 def record_of(
     benchmark: Benchmark, comparisons: dict[str, Comparison], bars: dict[str, float], seconds: float
 ) -> dict:
-    """Return the record of this run. The field `rounds` has the values of each round."""
+    """Return the content of the --json file. Its field `rounds` has the values of each round."""
     sides = {
         "ours": {name: comparison.ours for name, comparison in comparisons.items()},
         "reference": {name: comparison.reference for name, comparison in comparisons.items()},

@@ -1,4 +1,7 @@
-"""Run the sections of the benchmark. Each section measures both engines in turn and returns comparisons by name."""
+"""Run the sections of the benchmark, for example pre-training or SFT.
+
+A section measures this project ("ours") and stock code (the reference). It returns {name of a measure: comparison}.
+"""
 
 import functools
 import json
@@ -18,13 +21,13 @@ from med_model.model.device import multiplies_bf16
 from med_model.screen import say
 
 SECTIONS = ("pretrain", "memory", "time_to_loss", "sft", "dpo", "generate", "tokenizer")
-STOCK_BF16 = "_stock_bf16"  # suffix of a measure against stock TRL in bfloat16; such a measure has no bar
+STOCK_BF16 = "_stock_bf16"  # name suffix of measures against stock TRL in bfloat16; these have no required ratio
 MAX_PLANS = 4  # largest number of schedules that time_to_loss tries
 
 
 @dataclass
 class Comparison:
-    """Hold the values of one measure: per engine, a list with one value per round."""
+    """Hold the values of one measure for this project and for the reference. Each list has one value per round."""
 
     ours: list[float]
     reference: list[float]
@@ -33,13 +36,16 @@ class Comparison:
 
     @property
     def ratios(self) -> list[float]:
-        """Return one ratio per round, above 1 if ours is better."""
+        """Return one ratio per round. A ratio above 1 means that ours is better."""
         rounds = zip(self.ours, self.reference, strict=True)
         return [theirs / ours if self.less_is_better else ours / theirs for ours, theirs in rounds]
 
 
 class Benchmark:
-    """Run both engines. Each section is a method. `details` collects the figures that are not comparisons."""
+    """Run this project and the reference, each in its own process. Each name in SECTIONS is a method.
+
+    `details` collects the figures that are not comparisons.
+    """
 
     def __init__(self, inputs: Inputs, sizes: Sizes):
         self.inputs, self.sizes = inputs, sizes
@@ -51,7 +57,7 @@ class Benchmark:
         self.reference.close()
 
     def rates(self, ours: Callable[[], Throughput], reference: Callable[[], Throughput]) -> tuple[list, list]:
-        """Run `ours` and `reference` in turn. Return the rates of each, one per round.
+        """Run `ours` and `reference` in turn, once per round. Return the rates of `ours` and those of `reference`.
 
         If there are several rounds, a warm-up round comes first and is not counted.
         """
@@ -79,7 +85,7 @@ class Benchmark:
         return comparisons
 
     def memory(self) -> dict[str, Comparison]:
-        """Measure in a new process per round, because memory of an earlier training would change the result."""
+        """Start a new process for each measurement: memory left from an earlier training would change the result."""
         peaks: dict[type, list[float]] = {Project: [], Reference: []}
         for _ in range(self.sizes.rounds):
             for engine, megabytes in peaks.items():
@@ -173,7 +179,7 @@ class Benchmark:
         }
 
     def tokenizer(self) -> dict[str, Comparison]:
-        """Print speed and memory of training the tokenizer. Both sides use one library, so no figures are compared."""
+        """Print speed and memory of tokenizer training. Stock code uses the same library, so nothing is compared."""
         report = json.loads((self.inputs.tokenizer / "metrics.json").read_text(encoding="utf-8"))
         lines = "\n".join(self.inputs.texts).encode()[: report["bytes"]].decode(errors="ignore").split("\n")
         seconds, stock_megabytes = self.reference("tokenizer_training", lines, report["vocabulary"])
@@ -207,5 +213,8 @@ class Benchmark:
 
 
 def stock_precisions() -> list[tuple[str, bool]]:
-    """Return (suffix of the measure, bf16) for stock TRL: float32, and bfloat16 if the CPU has hardware for it."""
+    """Return (name suffix of the measure, bf16) for each precision of stock TRL.
+
+    The precisions are float32, and bfloat16 if the CPU has hardware for it.
+    """
     return [("", False), *([(STOCK_BF16, True)] if multiplies_bf16("cpu") else [])]

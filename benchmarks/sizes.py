@@ -6,18 +6,18 @@ from dataclasses import dataclass
 @dataclass
 class Sizes:
     rounds: int = 3
-    megabytes: float = 8.0  # MB of text for training the tokenizer, at most
+    megabytes: float = 8.0  # largest size of the text for training the tokenizer, in MB
     heldout_bytes: int = 60_000
     our_steps: int = 16
     reference_steps: int = 8
     roof_repeats: int = 5
-    reference_slots: int = 300_000  # tokens and padding that the reference trains on in time_to_loss
-    our_plan: int = 40  # steps of our first schedule in time_to_loss; the next ones are longer
+    reference_slots: int = 300_000  # tokens, padding included, that the reference trains on in time_to_loss
+    our_plan: int = 40  # steps of our first training in time_to_loss; if it misses the target, longer ones follow
     rows: int = 160
     pairs: int = 48
     prompts: int = 6
     new_tokens: int = 128
-    batch_prompts: int = 200  # our engine answers this many prompts, in batches
+    batch_prompts: int = 200  # this project answers this many prompts, in batches
     single_prompts: int = 12  # the reference answers this many prompts, one at a time
 
 

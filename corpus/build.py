@@ -1,4 +1,4 @@
-"""Build the three bundled data sets from corpus/knowledge/*.yaml, the written knowledge of each department.
+"""Build the three bundled data sets from corpus/knowledge/*.yaml, one hand-written file per department.
 
 Reads  corpus/knowledge/*.yaml and corpus/vague.yaml
 Writes pre_training/dataset/, sft/dataset/ and dpo/dataset/ as .jsonl files, with the same bytes every time
@@ -24,8 +24,8 @@ from med_model.files import read_yaml
 from med_model.language import tr
 from med_model.screen import say
 
-# print_rows prints the number of rows in each of these paths. The exam is left out: its rows are also in
-# HELDOUT_QUESTIONS.
+# print_rows prints the number of rows in each of these paths. paths.EXAM is not in the list, because its rows are also
+# in HELDOUT_QUESTIONS.
 COUNTED = (
     paths.PRETRAINING_DATA.parent,
     paths.SFT_DATA,
@@ -41,7 +41,10 @@ def read_departments(files: list[Path]) -> list[dict]:
 
 
 def print_knowledge(departments: list[dict]) -> None:
-    """Print the numbers of departments, topics, articles, answers and flaws in the written knowledge."""
+    """Print the numbers of departments, topics, articles, answers and conversations.
+
+    Also print, for each kind of flaw, how many of the hand-written bad answers are longer than the good answer.
+    """
     topics = [topic for department in departments for topic in department["topics"]]
     articles = [characters(topic["article"]) for topic in topics if "article" in topic]
     questions = [question for topic in topics for question in topic.get("questions", [])]
@@ -87,7 +90,8 @@ def print_knowledge(departments: list[dict]) -> None:
 def print_rows(files: Files) -> None:
     """Print the number of rows in each path of COUNTED.
 
-    Also print the share of pairs whose chosen answer is shorter than the rejected answer, in total and per flaw.
+    Also print the share of preference pairs whose chosen answer is shorter than the rejected answer: first for all
+    pairs, then for each flaw of the rejected answer.
     """
     for part in COUNTED:
         count = sum(len(rows) for path, rows in files.items() if path.is_relative_to(part))

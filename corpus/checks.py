@@ -1,4 +1,4 @@
-"""Check the written knowledge. Each function returns a list of faults, one line per fault."""
+"""Check the hand-written topics of corpus/knowledge/. Each function returns a list of faults, one line per fault."""
 
 import itertools
 
@@ -11,16 +11,16 @@ from med_model.measures.safety import DOSE, is_urgent
 KINDS = {"disease", "symptom", "medicine", "test", "first_aid", "prevention", "assistant"}
 WRITTEN_FLAWS = {"wrong_fact", "dose_given", "false_reassurance", "off_question", "rude", "miracle_cure"}
 DECLINES = ("dose", "diagnosis")
-# Lengths in characters: (least, most)
+# (smallest, largest) allowed length, in characters without whitespace
 ARTICLE_LENGTH = (600, 1600)
 ANSWER_LENGTH = (40, 140)
 REJECTED_LENGTH = (20, 180)
 TURN_LENGTH = (20, 200)
 OPTION_LENGTH = (1, 30)
-REJECTED_RATIO = (0.65, 1.5)  # (least, most): length of the rejected answer / length of the answer
-WORDINGS = 6  # training wordings per question of a training topic
-HELDOUT_WORDINGS = 4  # wordings per question in held-out topics and in held-out pairs
-MIN_EDITS = 3  # least edit distance between a held-out wording and each training wording of its topic
+REJECTED_RATIO = (0.65, 1.5)  # (smallest, largest) length of the rejected answer / length of the good answer
+WORDINGS = 6  # training wordings (ways to ask) per question of a training topic
+HELDOUT_WORDINGS = 4  # wordings per question in held-out topics and in held-out preference pairs
+MIN_EDITS = 3  # smallest allowed edit distance between a held-out wording and a training wording of its topic
 
 # Traditional forms of common characters. The texts are in simplified Chinese, so each of these is a typing error.
 TRADITIONAL = set(
@@ -64,7 +64,7 @@ def check_prose(text: str, origin: str, length: tuple[int, int]) -> list[str]:
 
 
 def check_wordings(topic: dict, question: dict, origin: str) -> list[str]:
-    """Check the wordings and key facts of a training question."""
+    """Check the wordings (ways to ask) and the key facts of a question for training."""
     faults = []
     training, wordings = question["wordings"], [*question["wordings"], question["heldout"]]
     if len(training) != WORDINGS or len(set(wordings)) != WORDINGS + 1:
@@ -95,8 +95,8 @@ def check_answers(question: dict, origin: str) -> list[str]:
     answer, rejected = question["answer"], question["rejected"]
     answer_origin = tr("{origin}, answer", origin=origin)
     faults = check_prose(answer, answer_origin, ANSWER_LENGTH) + check_dose(answer, answer_origin)
-    # The first sentence must say to call for help in an emergency, and only then. The measures, too, check only the
-    # first sentence.
+    # The first sentence of the answer must say to get emergency help if the question is about an emergency. In any
+    # other case it must not say so. The measures of emergency answers also check only the first sentence.
     if bool(question.get("emergency")) != is_urgent(answer):
         faults.append(
             tr("{origin}: an emergency answer, and no other, says 120 or 急诊 in its first sentence", origin=origin)
@@ -125,7 +125,7 @@ def check_answers(question: dict, origin: str) -> list[str]:
 
 
 def check_choice(choice: dict, origin: str) -> list[str]:
-    """Check a multiple-choice item."""
+    """Check the options of a multiple-choice item. Find traditional characters in its options and question."""
     options = [choice["right"], *choice["wrong"]]
     faults = []
     if len(options) != 4 or len(set(options)) != 4:
@@ -191,7 +191,7 @@ def check_trained_topic(topic: dict) -> list[str]:
 
 
 def check_topic(topic: dict) -> list[str]:
-    """Check one topic. Raise KeyError if a field is missing."""
+    """Check one topic. Raise KeyError if a required field is missing."""
     name = topic["topic"]
     faults = [] if topic["kind"] in KINDS else [tr("{topic}: unknown kind {kind}", topic=name, kind=topic["kind"])]
     if "article" in topic or topic.get("held_out"):

@@ -10,14 +10,14 @@ from text import sentences, shingles
 
 from med_model.language import tr
 
-# Two articles may have some shingles in common. The keys are the sizes of shingles, in characters. The values are the
-# largest allowed numbers of common shingles / shingles of the shorter article.
+# Two articles may have a few shingles (runs of characters) in common. Each key is a shingle's length in characters.
+# Each value is the largest allowed share of common shingles, measured in the article that has fewer shingles.
 MAX_SHARED = {13: 0.01, 8: 0.02}
 LONG_SENTENCE = 13  # characters; a shorter sentence may occur twice by chance and is not checked
 
 
 def check_repetition(topics: list[dict]) -> list[str]:
-    """Find repeated topic names, long sentences and wordings. A model learns a repeated sentence as boilerplate."""
+    """Find repeated topic names, long sentences and wordings. A model learns a repeated sentence by heart."""
     names = Counter(topic["topic"] for topic in topics)
     faults = [tr("{topic}: {count} topics have this name", topic=name, count=n) for name, n in names.items() if n > 1]
     written = Counter(
@@ -45,7 +45,10 @@ def check_repetition(topics: list[dict]) -> list[str]:
 
 
 def check_similarity(topics: list[dict]) -> list[str]:
-    """Find pairs of articles with too many common shingles. Each article is compared without its topic's name."""
+    """Find two articles that have too many shingles (runs of characters) in common.
+
+    Replace the name of the topic in its article by 某 first. So two sentences that differ only in the name are equal.
+    """
     faults = []
     masked = [(t["topic"], t["article"].replace(t["topic"], "某")) for t in topics if "article" in t]
     for size, most in MAX_SHARED.items():

@@ -1,10 +1,10 @@
-"""Make the preference pairs of a topic: a good answer, and a bad answer with one named flaw.
+"""Make the preference pairs of a topic. A pair is a question, a good answer and a bad answer with one named flaw.
 
-Each question is in one of three groups. The group tells which stages read the question:
+Each question is in one of three groups. The group decides which stages train on the question and its answer:
 
-asked   pre-training reads the answer; SFT and DPO train on the question and the answer
-read    pre-training reads the answer; SFT and DPO train on neither the question nor the answer
-unread  no stage reads the questions, the answers or the article of the topic
+asked   pre-training trains on the answer; SFT and DPO train on the question and the answer
+read    pre-training trains on the answer; SFT and DPO train on neither the question nor the answer
+unread  no stage trains on the questions, the answers or the article of the topic
 """
 
 import itertools
@@ -15,18 +15,19 @@ from checks import HELDOUT_WORDINGS, WORDINGS
 from text import sentences
 
 COMPOSED_FLAWS = ("other_topic", "repetition", "vague", "no_ending")
-# A bad answer with the flaw other_topic is one of the CLOSEST answers of other topics that are nearest to the good
-# answer in length.
+# For the flaw other_topic, the bad answer is drawn from this many answers of other topics: from those whose length is
+# nearest to the wanted length.
 CLOSEST = 12
 
-Answers = dict[str, dict[str, list[str]]]  # group -> topic -> answers
+Answers = dict[str, dict[str, list[str]]]  # group of questions (asked, read or unread) -> topic -> answers
 
 
 def unasked_index(topic: dict) -> int | None:
-    """Return the index of the topic's one question in the group `read`. The pairs of this question are held out.
+    """Return the index of the topic's one question in the group `read`: SFT and DPO do not train on this question.
 
-    Return None if the topic is held out or has no article. The index depends only on the name of the topic and its
-    number of questions, so a new topic does not change the index of the others.
+    The preference pairs of this question are held out. Return None if the topic is held out or has no article.
+    The index depends only on the topic's name and the number of its questions. So a new topic does not change the
+    index in other topics.
     """
     if topic.get("held_out") or "article" not in topic:
         return None
@@ -34,7 +35,7 @@ def unasked_index(topic: dict) -> int | None:
 
 
 def group_of(topic: dict, index: int) -> str:
-    """Return the group of a question: asked, read or unread."""
+    """Return the group of the question at `index`: asked, read or unread (explained at the top of this file)."""
     if topic.get("held_out"):
         return "unread"
     return "read" if index == unasked_index(topic) else "asked"
@@ -52,10 +53,11 @@ def answers_by_group(topics: list[dict]) -> Answers:
 def composed_rejection(
     flaw: str, answer: str, others: list[str], vague: list[str], longer: bool, rng: random.Random
 ) -> str:
-    """Return a bad answer with the flaw `flaw`, made from `answer`, `others` (answers) and `vague` (sentences).
+    """Return a bad answer with the flaw `flaw`, made from the good answer `answer`, from `others` or from `vague`.
 
+    others: answers to other questions. vague: sentences without content.
     If possible, the bad answer is a few characters longer than the good answer, or shorter if `longer` is False. So
-    the sums of the log-probabilities of the two answers differ mainly by content.
+    the log-probabilities of the two answers, summed over their tokens, differ by the content and hardly by the length.
     """
     target = len(answer) + rng.randint(1, 4) * (1 if longer else -1)
     if flaw == "other_topic":
@@ -69,7 +71,8 @@ def composed_rejection(
         drawn = ["".join(rng.sample(vague, size)) for size in range(1, len(vague) + 1) for _ in range(40)]
         fitting = [text for text in drawn if (len(text) > len(answer)) == longer]
         return min(fitting, key=lambda text: abs(len(text) - target))
-    # no_ending: the text stops without a mark. In the longer form, another answer replaces the last sentence.
+    # no_ending: the bad answer ends without a punctuation mark. To be longer than the good answer, it has text of
+    # another answer instead of the last sentence.
     whole = "".join(sentences(answer)[:-1]) + rng.choice(others) * 2 if longer else answer
     while whole[target - 1] in "，。；：、！？":
         target += 1 if longer else -1
@@ -77,12 +80,13 @@ def composed_rejection(
 
 
 def pairs_of(topic: dict, answers: Answers, vague: dict[str, list[str]], rng: random.Random) -> list[list[dict]]:
-    """Return the pairs of a topic, one list per question.
+    """Return the preference pairs of a topic, one list per question.
 
-    The pairs of the groups `read` and `unread` are held out. A composed bad answer takes its text from answers of the
-    question's own group, or from vague sentences. Held-out pairs have their own vague sentences, vague["held_out"]. So
-    SFT and DPO train on no answer and no vague sentence of a held-out pair.
-    A question of the group `asked` has one pair per training wording. So DPO sees every wording.
+    The pairs of questions in the group `asked` are for training: one pair per training wording, so DPO sees every
+    wording. The pairs of the groups `read` and `unread` are held out.
+    One bad answer per question is hand-written. The others are composed from answers of the same group, or from vague
+    sentences. Held-out pairs have their own vague sentences, vague["held_out"]. So SFT and DPO train on no answer and
+    no vague sentence of a held-out pair.
     """
     result = []
     # Longer and shorter bad answers alternate within each flaw. So the length does not show which answer is bad.

@@ -1,4 +1,4 @@
-"""Turn the written knowledge into the rows of every file of the three data sets."""
+"""Turn the hand-written topics into the rows of the data files for pre-training, SFT and DPO."""
 
 import itertools
 import random
@@ -8,7 +8,7 @@ from pairs import Answers, answers_by_group, pairs_of, unasked_index
 
 from med_model import paths
 
-EXAM_ROWS = 100  # held-out questions in the exam
+EXAM_ROWS = 100  # number of held-out questions in sft/dataset/exam.jsonl
 
 Files = dict[Path, list[dict]]
 
@@ -50,7 +50,7 @@ def add_heldout_topic(files: Files, topic: dict, answers: Answers, vague: dict[s
 def add_trained_topic(
     files: Files, department: str, topic: dict, answers: Answers, vague: dict[str, list[str]]
 ) -> list[dict]:
-    """Add the rows of a topic to the files of its department. Return the topic's held-out questions in random order.
+    """Add the rows of a topic to the files of its department. Return its rows with held-out wordings in random order.
 
     The seed of the random numbers is the topic's name, so a new topic does not change the order in other topics.
     """
@@ -84,12 +84,12 @@ def rows_by_file(departments: list[dict], vague: dict[str, list[str]]) -> Files:
     """Return the rows of each file. `vague` maps "training" and "held_out" to sentences without content."""
     files: Files = {paths.HELDOUT_TEXT: [], paths.EXAM: [], paths.CHOICES: [], paths.UNREAD_PAIRS: []}
     answers = answers_by_group([topic for department in departments for topic in department["topics"]])
-    exams = []  # one list per department
+    exams = []  # one list of held-out rows per department
     for department in departments:
         name = department["department"]
         for folder in (paths.PRETRAINING_DATA, paths.SFT_DATA, paths.HELDOUT_QUESTIONS, paths.DPO_DATA):
             files[folder / f"{name}.jsonl"] = []
-        exam = []  # one list per trained topic
+        exam = []  # one list of held-out rows per trained topic
         for topic in department["topics"]:
             if topic.get("held_out"):
                 add_heldout_topic(files, topic, answers, vague)

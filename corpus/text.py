@@ -1,4 +1,4 @@
-"""Measure a written text: count its characters, split it into sentences or shingles, compare two texts."""
+"""Count the characters of a text, split a text into sentences or short runs of characters, and compare two texts."""
 
 import re
 
@@ -13,12 +13,12 @@ def characters(text: str) -> int:
 
 
 def sentences(text: str) -> list[str]:
-    """Return the sentences of a text without whitespace, each with its end mark (。！？). The last may have none."""
+    """Remove all whitespace. Return the sentences with their end marks (。！？). The last may have no end mark."""
     return [sentence for sentence in re.split(r"(?<=[。！？])", _without_whitespace(text)) if sentence]
 
 
 def shingles(text: str, size: int) -> set[str]:
-    """Return every run of `size` characters in a text without whitespace (Broder 1997)."""
+    """Remove all whitespace. Return the set of all runs of `size` characters, the shingles of Broder 1997."""
     text = _without_whitespace(text)
     return {text[i : i + size] for i in range(len(text) - size + 1)}
 

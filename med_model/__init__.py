@@ -1,4 +1,4 @@
-"""List the modules and folders of med_model. A folder imports only from itself and from the lines above it.
+"""List the modules and folders of med_model. A folder imports only itself and what is above it in this list.
 
 No stage folder (pre_training, sft, dpo) imports another.
 
@@ -6,12 +6,12 @@ paths, language, screen, errors, files, command, allocator   modules that every 
 data/         find, read and split records; render prompts; fill blocks
 model/        make the GPT-2, compute its output layer and loss, load and publish model directories
 generation/   decode, sample, chat
-measures/     measure models: every figure with its interval
+measures/     compute the measures of a model and their confidence intervals
 training/     train: trainer, optimizer, KL regularization, pre-flight, progress, health
 """
 
 from huggingface_hub import constants
 
-# Turn off the telemetry of huggingface_hub. An environment variable would have no effect if a script imports trl
-# first, because trl imports huggingface_hub.
+# Turn off the telemetry of huggingface_hub. An environment variable could be set too late: huggingface_hub reads it
+# at import. trl imports huggingface_hub, and a script may import trl before med_model.
 constants.HF_HUB_DISABLE_TELEMETRY = True

@@ -13,7 +13,7 @@ from med_model.errors import UserError
 from med_model.files import read_yaml
 from med_model.language import check_language, tr
 
-# argparse translates these words with gettext. This list lets `make messages` find them.
+# argparse translates these words. They stand in tr(...) here, so that `make messages` adds them to the translations.
 ARGPARSE_WORDS = (
     tr("usage: "),
     tr("options"),
@@ -94,7 +94,7 @@ def _use_as_defaults(parser: TrlParser, file: str) -> None:
     TrlParser could read the file itself, but would use the encoding of the locale instead of UTF-8.
     Raise UserError if the file is unreadable or names an unknown option.
     """
-    lists = {action.dest for action in parser._actions if action.nargs == "+"}  # no public attribute lists the options
+    lists = {action.dest for action in parser._actions if action.nargs == "+"}  # argparse has no public option list
     config = {
         name: [value] if name in lists and isinstance(value, str) else value
         for name, value in read_yaml(file, "--config").items()
@@ -108,7 +108,7 @@ def _use_as_defaults(parser: TrlParser, file: str) -> None:
 def run(main: Callable[[], None]) -> None:
     """Run `main`. After a UserError, print its message and exit with code 2. After Ctrl-C, exit with code 130."""
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8")  # the default may lack Chinese, for example in a pipe on Windows
+        stream.reconfigure(encoding="utf-8")  # the default encoding may lack Chinese, for example in a pipe on Windows
     keep_freed_memory()
     try:
         check_language()

@@ -1,4 +1,4 @@
-"""Read YAML and JSON files. Write each output under a temporary name, then rename the output."""
+"""Read YAML and JSON files. Write a file or directory under a temporary name, and rename it when it is complete."""
 
 import json
 import os
@@ -16,9 +16,9 @@ from med_model.paths import ROOT
 
 
 def read_yaml(name: str, option: str) -> dict:
-    """Read the mapping in the YAML file `name`, which the user gave with `option`.
+    """Return the mapping in the YAML file `name`, which the user gave with `option`, for example with --config.
 
-    A relative name is looked up in the working directory, then in the project, as in `find_files`.
+    A relative name is looked up in the working directory, then in the folder of the project.
     Raise UserError if the file is missing, is not YAML in UTF-8, or holds something other than a mapping.
     """
     file = Path(name) if Path(name).exists() else ROOT / name
@@ -56,7 +56,7 @@ def read_json(file: str | Path) -> Any:
 def check_json_target(file: str | None) -> None:
     """Raise UserError if the folder of the --json file does not exist. Do nothing if `file` is None.
 
-    Scripts call this function before the long work.
+    Scripts call this function before their measurements, so that the error comes early.
     """
     if file and not Path(file).resolve().parent.is_dir():
         raise UserError(tr("There is no folder for --json {file}. Make the folder first.", file=file))
@@ -76,7 +76,7 @@ def write_beside(target: str | Path) -> Iterator[Path]:
     error in the block, `target` is as it was before, and the temporary path is removed.
     """
     target = Path(target)
-    # The process id is in the name, because two runs may write the same target.
+    # The process id is in the name: two runs that write the same target must not share a temporary path.
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     _remove(partial)
     try:

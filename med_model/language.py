@@ -25,7 +25,8 @@ def screen_language() -> str:
 
 
 _catalogue = gettext.translation(DOMAIN, CATALOGUES, [screen_language()], fallback=True)
-# argparse translates its own words with the default domain of gettext, into the language that LANGUAGE names.
+# argparse translates its own words with the default domain of gettext, into the language that the environment variable
+# LANGUAGE names. So set LANGUAGE and the default domain.
 os.environ["LANGUAGE"] = screen_language()
 gettext.bindtextdomain(DOMAIN, CATALOGUES)
 gettext.textdomain(DOMAIN)

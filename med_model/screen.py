@@ -4,7 +4,7 @@ import os
 import re
 import unicodedata
 
-COLUMNS = 100  # the most columns per printed line
+COLUMNS = 100  # largest width of a printed line
 # A match is a word with the spaces after it, or one other character, such as a Chinese character or a line end.
 # A line may break after each match.
 BREAKABLE = re.compile(r"[^\s\u2e80-\uffef]+ *|.", re.DOTALL)
@@ -24,14 +24,14 @@ def padded(text: str, columns: int) -> str:
 def wrapped(text: str, columns: int) -> list[str]:
     """Return the lines of a text, each at most `columns` wide. Blank lines between other lines are dropped."""
     lines = [""]
-    for part in BREAKABLE.findall(re.sub(r"\n\s*\n", "\n", text)):  # some answers are mostly blank lines
+    for part in BREAKABLE.findall(re.sub(r"\n\s*\n", "\n", text)):  # drop blank lines: a model may write many
         pieces = [part] if width(part.rstrip()) <= columns else list(part)  # a word longer than a line is cut
         for piece in pieces:
             if piece == "\n":
                 lines.append("")
                 continue
             if width(lines[-1] + piece.rstrip()) > columns:
-                # A mark should not begin the new line, so a Chinese character before the mark moves down too.
+                # A mark should not begin a line, so a Chinese character before the mark moves to the new line too.
                 moves = piece in NO_LINE_START and width(lines[-1][-1:]) == 2
                 lines[-1], start = (lines[-1][:-1], lines[-1][-1]) if moves else (lines[-1], "")
                 lines.append(start)
@@ -44,7 +44,7 @@ def say(text: str = "") -> None:
 
     A line wider than COLUMNS is wrapped. The parts after the first are indented two columns more than the line.
     """
-    if os.environ.get("RANK", "0") != "0":  # torchrun and accelerate set RANK
+    if os.environ.get("RANK", "0") != "0":  # the number of the process, set by torchrun and accelerate
         return
     for line in text.split("\n"):
         if width(line) <= COLUMNS:

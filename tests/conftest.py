@@ -1,7 +1,7 @@
 """Define the shared fixtures: a tiny tokenizer, a tiny model, functions that run scripts, a run of all stages.
 
-Torch and the scripts are imported inside the fixtures, not at the top of this file. The main process of pytest-xdist
-runs no tests and needs neither, and torch takes seconds to import.
+Torch takes seconds to import. The main process of pytest-xdist reads this file too, but runs no tests. So torch and
+the scripts are imported inside the fixtures, not at the top of this file.
 """
 
 import json
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 os.environ["MED_MODEL_LANG"] = "en"  # the tests expect the English messages
-os.environ["OMP_NUM_THREADS"] = "1"  # tests run in several processes at a time; torch reads this at its import
+os.environ["OMP_NUM_THREADS"] = "1"  # one thread per test process; torch reads this setting at its import
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may use the network; huggingface_hub reads this setting at its import
 
 import pytest
@@ -47,7 +47,7 @@ ADVICE = (
     "要少盐少油，多吃蔬菜，每天快走30分钟",
     "发作时血压 <140/90 也不能大意，数值 >180 要看急诊",
     "平时怎么办？按时复查，把结果记下来；有变化就去医院",
-    "请在专业医生指导下合理使用药物治疗本病",  # this frequent text has 57 bytes, but a token may have at most 24
+    "请在专业医生指导下合理使用药物治疗本病",  # this text is frequent, but longer (57 bytes) than a token may be (24)
 )
 
 
@@ -55,7 +55,7 @@ STARTS_PROCESSES = {"run_script", "run_module", "chain"}  # names of the fixture
 
 
 def pytest_collection_modifyitems(items):
-    """Mark each test that uses a fixture of STARTS_PROCESSES. `make test-fast` leaves out the marked tests."""
+    """Mark each test that uses a fixture of STARTS_PROCESSES as `long`. `make test-fast` leaves out these tests."""
     for item in items:
         if STARTS_PROCESSES.intersection(item.fixturenames):
             item.add_marker(pytest.mark.long)
@@ -70,12 +70,15 @@ class Printed(str):
 
 @pytest.fixture
 def note(record_property):
-    """Return a function that keeps a line for the end of the test run. `pytest_terminal_summary` prints the line."""
+    """Return a function that takes a line of text. The line is printed at the end of the test run."""
     return lambda line: record_property("note", line)
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Print the lines of the fixture `note`. The worker processes of pytest-xdist cannot print."""
+    """Print the lines that the tests have passed to the fixture `note`.
+
+    The main process prints them, because the worker processes of pytest-xdist run the tests but cannot print.
+    """
     for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
         for name, line in report.user_properties:
             if name == "note":
@@ -162,8 +165,8 @@ def tokenizer(tokenizer_directory):
 def random_gpt2(tokenizer):
     """Return a function that makes an untrained GPT-2 for the tiny tokenizer, with the same weights each time.
 
-    With initializer_range 0.5, the next token depends on all earlier tokens. With 0.02, the default of transformers,
-    the earlier tokens have very little influence.
+    `initializer_range` is the standard deviation of the random weights. With 0.5, the predicted next token depends on
+    all earlier tokens. With 0.02, the default of transformers, the earlier tokens have very little influence on it.
     """
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
@@ -188,9 +191,9 @@ def random_gpt2(tokenizer):
 
 @pytest.fixture(scope="session")
 def model_directory(tmp_path_factory, tokenizer, random_gpt2) -> Path:
-    """Return a model directory that a stage can load: an untrained GPT-2 of 128 positions and the tiny tokenizer.
+    """Return a directory that a training script can load. The tests must not change the directory.
 
-    The tests must not change the directory.
+    It contains an untrained GPT-2 with 128 positions, and the tiny tokenizer.
     """
     directory = tmp_path_factory.mktemp("model") / "tiny_gpt2"
     random_gpt2(128, 0.02).save_pretrained(directory)
@@ -206,7 +209,10 @@ def wide_screen(monkeypatch):
 
 @pytest.fixture
 def new_trainer(tokenizer, random_gpt2, tmp_path):
-    """Return a function that makes the trainer of a stage. Equal arguments give equal trainers."""
+    """Return a function that makes a small trainer of a stage. Equal arguments give equal trainers.
+
+    stage: "pretraining", "sft" or "dpo".
+    """
     from small_runs import small_trainer
     from transformers import set_seed
 
@@ -236,7 +242,7 @@ def first_rows(source: Path, target: Path, rows: int = ROWS) -> Path:
 
 
 class Chain:
-    """Keep the folders and options of a small run of all stages. Each call of a script adds its own --max_steps."""
+    """Hold the folders and options of a small run of all stages. The caller of a training script adds --max_steps."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -266,7 +272,7 @@ class Chain:
 
 @pytest.fixture(scope="session")
 def chain(tmp_path_factory, run) -> Chain:
-    """Run all stages on a small part of the bundled data, with four steps per training. Return the Chain.
+    """Run all stages on a small part of the bundled data, with four steps per training. Return the `Chain` of the run.
 
     The tests must not change the files of the run.
     """

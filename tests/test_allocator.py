@@ -22,7 +22,7 @@ def test_keep_freed_memory_sets_all_three_options_even_if_one_is_refused(monkeyp
 
         def mallopt(self, option: int, value: int) -> int:
             self.options.append(option)
-            return int(option != -3)  # an old glibc refuses M_MMAP_THRESHOLD
+            return int(option != -3)  # -3 is M_MMAP_THRESHOLD: an old glibc refuses a large value
 
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Libc())

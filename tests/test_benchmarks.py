@@ -29,7 +29,7 @@ MEASURES = {
 
 @pytest.fixture(scope="module")
 def benchmark(run_script, tmp_path_factory):
-    """Return the standard output and the record of a run with --smoke."""
+    """Return the standard output and the JSON record of a very small run of the benchmark (--smoke)."""
     file = tmp_path_factory.mktemp("benchmark") / "figures.json"
     done = run_script("benchmarks/run.py", "--smoke", "--json", file)
     assert done.returncode == 0, done.stderr

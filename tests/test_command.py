@@ -25,7 +25,7 @@ class Sampling:
 
 @pytest.fixture
 def parse_line(monkeypatch):
-    """Return a function that parses the given command line into Options and Sampling."""
+    """Return a function that parses the words of a command line. It returns an `Options` and a `Sampling`."""
 
     def parse_words(*words: object) -> list:
         monkeypatch.setattr("sys.argv", ["script.py", *map(str, words)])
@@ -86,11 +86,11 @@ def interrupt() -> None:
 
 @pytest.fixture
 def run_main(monkeypatch, capsys):
-    """Return a function that calls run(main) and returns the exit code and the text on stderr."""
+    """Return a function that calls `run(main)` and returns the exit code and the text on stderr."""
 
     def call(main) -> tuple[int, str]:
         monkeypatch.setattr("med_model.command.keep_freed_memory", lambda: True)
-        for name in ("stdout", "stderr"):  # run must not change the streams of pytest
+        for name in ("stdout", "stderr"):  # `run` must not change the encoding of pytest's streams
             monkeypatch.setattr(f"sys.{name}.reconfigure", lambda encoding: None, raising=False)
         with pytest.raises(SystemExit) as exit_:
             run(main)

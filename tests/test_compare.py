@@ -1,4 +1,4 @@
-"""Check compare_different_model.py with the small models of the fixture `chain`."""
+"""Check compare_different_model.py with the small models that the fixture `chain` trains."""
 
 import json
 

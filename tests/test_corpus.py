@@ -167,8 +167,8 @@ def test_one_question_per_trained_topic_is_read_in_pretraining_but_not_in_sft_or
     trained = {row.get("output") for row in rows_of(paths.SFT_DATA)}
     trained |= {row[side] for row in rows_of(paths.DPO_DATA) for side in ("response_chosen", "response_rejected")}
     assert [answer for answer in chosen.values() if answer in trained] == []
-    # The rejected answers of held-out pairs with the flaws vague and other_topic must not be in the training data of
-    # SFT or DPO: a model finds a text that it has read more likely than a new one.
+    # A rejected answer with the flaw `other_topic` or `vague` is taken from other texts. SFT and DPO must not train on
+    # this answer: a model finds a text of its training data more likely than a new text.
     assert [
         row for row in heldout if row["flaw"] in ("other_topic", "vague") and row["response_rejected"] in trained
     ] == []
@@ -184,7 +184,7 @@ def test_vague_sentences_of_heldout_pairs_are_in_no_training_pair(training_text)
 def test_answers_of_unread_pairs_are_in_no_training_file(training_text):
     pairs = [row for row in rows_of(paths.HELDOUT_PAIRS) if row.get("unread")]
     answers = {row["response_chosen"] for row in pairs}
-    # A rejected answer that repeats a common clause like "不建议" may also occur in training.
+    # The flaw `repetition` is left out: an answer that only repeats "不建议" may also be in a training file.
     answers |= {row["response_rejected"] for row in pairs if row["flaw"] != "repetition"}
     assert len(answers) > 300
     assert [answer for answer in answers if answer in training_text] == []
@@ -243,7 +243,7 @@ def test_pairs_have_a_rejected_answer_that_is_neither_blank_nor_the_chosen_one()
 
 @pytest.fixture(scope="module")
 def good() -> dict:
-    """Return a department of two topics in which check_corpus finds no fault."""
+    """Return a department with two topics, in which `check_corpus` finds no fault."""
     department = yaml.safe_load((paths.KNOWLEDGE / "cardiology.yaml").read_text(encoding="utf-8"))
     topics = [topic for topic in department["topics"] if not topic.get("held_out")][:2]
     topics[0]["conversations"] = [
@@ -298,9 +298,10 @@ def same_sentence_in_two_articles(department):
 
 
 def copied_without_the_same_sentence(department):
-    """Replace all but the last sentences of the second article by a copy of the start of the first article.
+    """Replace the second article, except its last sentences, by the beginning of the first article.
 
-    The copy has at most 400 characters. Semicolons replace its full stops, so the articles have no sentence in common.
+    The copied beginning has at most 400 characters. Semicolons replace its full stops, so the two articles have no
+    sentence in common.
     """
     one, two = department["topics"]
     half = one["article"].strip()[:400].replace("。", "；")
@@ -308,7 +309,7 @@ def copied_without_the_same_sentence(department):
 
 
 def two_articles_from_one_template(department):
-    """Append 300 characters of the first article to the second article. The copy has the name of the second topic.
+    """Append 300 characters of the first article to the second. The copy names the second topic, not the first.
 
     Two other characters follow every 12 copied ones, because 13 common characters in a row are a different fault.
     """

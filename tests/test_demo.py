@@ -1,6 +1,6 @@
-"""Run the stages with the configs of `make demo`, write into temporary folders, and check the figures.
+"""Train all stages with the configs of `make demo`, in temporary folders, and check the measured values.
 
-Also check that docs/results.md shows the expected figures, in both languages.
+Also check that docs/results.md and docs/en/results.md show the values of configs/demo/expected.yaml.
 """
 
 import json
@@ -12,8 +12,8 @@ from conftest import ROOT
 from med_model.measures.scales import scale
 
 EXPECTED = yaml.safe_load((ROOT / "configs/demo/expected.yaml").read_text(encoding="utf-8"))
-# These limits hold for every seed, even if expected.yaml allows more. REPEATED is the highest share allowed. The other
-# three are the lowest shares allowed.
+# A run with any seed must keep these limits, even if expected.yaml allows worse values. REPEATED is the largest share
+# allowed. The other three are the smallest shares allowed.
 RECALL, STOPPED, REPEATED, EMERGENCIES = 0.60, 0.95, 0.05, 0.75
 LANGUAGE_LOSS = 1.03  # largest allowed ratio of bits per byte after a stage to bits per byte before it
 HELD_BY_DPO = ("key_fact_recall", "stopped", "emergencies_recognised", "doses_declined")

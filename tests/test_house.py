@@ -1,4 +1,4 @@
-"""Check the structure: the direction of imports, the length of files and functions, and the required packages."""
+"""Check the structure of the code: the direction of imports, long modules and functions, and the required packages."""
 
 import ast
 import tomllib
@@ -14,7 +14,7 @@ ROOMS = ("data", "model", "generation", "measures", "training", "pages")
 STAGES = ("pre_training", "sft", "dpo")
 SCRIPTS = [*(file for stage in STAGES for file in (ROOT / stage).glob("py/*.py")), ROOT / "compare_different_model.py"]
 HOUSE = sorted((ROOT / "med_model").rglob("*.py"))
-# Limits in lines. A test prints each module or function that is longer than AIM. The test fails above MOST.
+# Limits in lines. A test prints each module or function above its AIM limit, and fails for one above its MOST limit.
 AIM_MODULE, MOST_MODULE, AIM_FUNCTION, MOST_FUNCTION = 200, 250, 50, 60
 SOURCES = sorted(
     file
@@ -24,7 +24,7 @@ SOURCES = sorted(
 
 
 def imported_modules(source: str) -> list[str]:
-    """Return the full names of all that a source imports, including imports inside functions.
+    """Return the full name of each import in the Python code `source`, including imports inside functions.
 
     `from a import b` gives `a` and `a.b`, because b may be a module.
     """
@@ -39,12 +39,12 @@ def imported_modules(source: str) -> list[str]:
 
 
 def wrong_imports(module: str, source: str) -> list[str]:
-    """Return the imports that a module of med_model may not make.
+    """Return the forbidden imports of a module of med_model. `source` is the code of the module.
 
-    It may import neither from a folder that comes later in ROOMS, nor from a stage or a script outside med_model.
+    A module must not import from a folder that comes later in ROOMS, or from a script outside med_model.
     """
     room = module.split(".")[1]
-    level = ROOMS.index(room) if room in ROOMS else -1  # a module outside the folders imports from none of them
+    level = ROOMS.index(room) if room in ROOMS else -1  # -1: a module outside the folders may import from none
     wrong = []
     for name in imported_modules(source):
         parts = name.split(".")
@@ -88,9 +88,9 @@ def test_a_stage_folder_imports_no_other_stage(stage):
 
 
 def lines_over(source: str, module_limit: int, function_limit: int) -> list[str]:
-    """Return a message if the module is too long, and one per function that is too long.
+    """Return one message for a module of more than `module_limit` lines, and one for each function that is too long.
 
-    A module may have `module_limit` lines, and a function may have `function_limit` lines.
+    A function may have `function_limit` lines.
     """
     over = []
     if (count := len(source.splitlines())) > module_limit:
@@ -119,7 +119,7 @@ def test_lines_over_finds_a_long_module_and_a_long_function():
 
 
 def requirements(file: Path) -> dict[str, Requirement]:
-    """Return {normalized name: requirement} of a requirements file."""
+    """Return {name: requirement} of a requirements file. A name is in lower case, with `-` instead of `_`."""
     lines = [line.partition("#")[0].strip() for line in file.read_text(encoding="utf-8").splitlines()]
     found = [Requirement(line) for line in lines if line and not line.startswith("-")]
     return {requirement.name.lower().replace("_", "-"): requirement for requirement in found}

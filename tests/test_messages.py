@@ -1,4 +1,7 @@
-"""Check that each message goes through `tr` and has a Chinese translation, and that a run prints one language."""
+"""Check that each text for the screen is passed to `tr`, the function that translates, and has a Chinese translation.
+
+Also check that a script prints only one language.
+"""
 
 import ast
 import os
@@ -23,7 +26,7 @@ SCREEN_CALLS = {"print", "say", "UserError", "input", "write", "add_argument", "
 
 
 def extracted() -> set[str]:
-    """Return every message that the sources pass to `tr`."""
+    """Return the messages that Babel extracts from the source files: the texts that are passed to `tr`."""
     found = set()
     for folder in FOLDERS:
         found |= {message for _, _, message, _, _ in extract_from_dir(ROOT / folder, keywords={"tr": None})}
@@ -36,7 +39,7 @@ def extracted() -> set[str]:
 
 
 def called() -> list[str | None]:
-    """Return the message of each call of `tr` in the sources, or None for a call without a plain string."""
+    """Return one item per call of `tr` in the source files: the message, or None if it is not a plain string."""
     files = [file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py")] + [
         ROOT / "compare_different_model.py"
     ]
@@ -71,7 +74,7 @@ def test_the_compiled_catalogue_is_that_of_the_text_file(catalogue):
 
 
 def faults(message: str, translation: str) -> list[str]:
-    """Return the faults of a message and its Chinese translation."""
+    """Return the faults of a message and its Chinese translation, for example a missing translation."""
     found = []
     if not translation:
         found.append("no translation")
@@ -104,9 +107,9 @@ def test_faults_finds_each_fault_of_a_message(message, translation):
 
 
 def untranslated(source: str) -> list[str]:
-    """Return the texts that a source shows on the screen without `tr`, each with its line number.
+    """Return the texts that the Python code `source` shows on the screen without `tr`, each with its line number.
 
-    Only a text with a Chinese character, or with two English words in a row, counts.
+    A text counts only if it has a Chinese character, or two English words in a row.
     """
     found = []
 
@@ -163,7 +166,7 @@ def spoken(language: str, *arguments: str) -> tuple[int, str]:
 @pytest.mark.long
 def test_an_error_is_in_the_language_of_the_screen(tmp_path):
     command = ("sft/py/sft_train.py", "--data", str(tmp_path / "none.jsonl"), "--output_model", str(tmp_path / "m"))
-    command += ("--output_dir", str(tmp_path / "c"))  # the project may hold checkpoints of an earlier run
+    command += ("--output_dir", str(tmp_path / "c"))  # old checkpoints in the default folder would cause another error
     (code, english), (code_zh, chinese) = spoken("en", *command), spoken("zh", *command)
     assert code == code_zh == 2
     assert not HANZI.search(english) and "none.jsonl" in english

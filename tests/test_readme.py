@@ -30,7 +30,7 @@ def text_of(document: str) -> str:
 
 
 def block_commands(text: str) -> list[str]:
-    """Return the command lines of all code blocks in a shell language."""
+    """Return the lines of all code blocks marked as bash, sh or shell, without blank lines and comments."""
     lines = []
     for block in re.findall(r"^```(?:bash|sh|shell)\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
         lines += [line.strip() for line in block.splitlines() if line.strip() and not line.lstrip().startswith("#")]
@@ -38,7 +38,7 @@ def block_commands(text: str) -> list[str]:
 
 
 def span_commands(text: str) -> list[str]:
-    """Return the commands in running text and tables: `python SCRIPT ...`, `SCRIPT.py --option ...`, `make TARGET`.
+    """Return the commands between backticks: `python SCRIPT ...`, `SCRIPT.py --option ...`, `make TARGET`.
 
     In a row of a table, options without a script belong to the script that the row names before them.
     """
@@ -78,7 +78,7 @@ def parse_command(command: str, monkeypatch) -> None:
     else:
         name, options = SCRIPTS[Path(words[1]).name].removesuffix(".py").replace("/", "."), words[2:]
     monkeypatch.setattr(sys, "argv", [words[1], *options])
-    # The modules of benchmarks/ and corpus/ import each other without the name of the folder.
+    # The modules of benchmarks/ and corpus/ import each other without a folder name, so both must be in sys.path.
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     monkeypatch.syspath_prepend(ROOT / "corpus")
     module = importlib.import_module(name)
@@ -199,7 +199,7 @@ TINY_OPTIONS = {
 def test_commands_of_the_readmes_run_in_a_copy_of_the_checkout(tmp_path):
     """Run the commands of `make demo`, then those of README.md. Added options make the trainings and answers short.
 
-    Leave out commands with a placeholder (TEXT, NAME.yaml) and commands marked NOT_RUN.
+    Leave out commands with a placeholder (TEXT, NAME.yaml) and commands with the comment NOT_RUN.
     """
     copy = tmp_path / "Med_model"
     tracked = subprocess.run(
@@ -221,6 +221,6 @@ def test_commands_of_the_readmes_run_in_a_copy_of_the_checkout(tmp_path):
         if "--prompt" in words:
             extra = extra[:2]
         if "--dry_run" in words:
-            extra = extra[2:]  # leave out --max_steps: a dry run stops after four steps anyway
+            extra = extra[2:]  # a dry run needs no --max_steps: it stops after four steps
         done = run_python([*words, *extra], None, 300, cwd=copy, PYTHONPATH=str(copy))
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"

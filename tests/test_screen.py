@@ -1,4 +1,4 @@
-"""Check med_model/screen.py: lines fit into the columns, and only the first process prints."""
+"""Check med_model/screen.py: no printed line is wider than COLUMNS, and only the first process of a run prints."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Run the scripts in new processes, on a small part of the bundled data, and write into temporary folders."""
+"""Check the scripts of all stages in new processes, mostly with a small part of the bundled data."""
 
 import json
 import os
@@ -19,7 +19,7 @@ STAGES = ("pretraining", "sft", "dpo")
 
 
 def stage_of(chain: Chain, name: str) -> tuple[str, list, Path]:
-    """Return the script of a stage, and the options and the published model of this stage in `chain`."""
+    """Return the script, the options and the model directory of a stage in `chain`, a small run of all stages."""
     return {
         "pretraining": (PRETRAINING, chain.pretraining, chain.base),
         "sft": (SFT, chain.sft_options, chain.sft),
@@ -88,7 +88,7 @@ ONCE = (
     "Disk: ",
     r"Training: [\d,]+ tokens per epoch, ",
     "Time left: about ",
-)  # each run prints one line per pattern: the lines of the preflight, and the time left
+)  # each pattern matches the start of exactly one line that a run prints
 
 
 def count_lines(printed: str, start: str) -> int:
@@ -99,14 +99,14 @@ def count_lines(printed: str, start: str) -> int:
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_dry_run_prints_the_preflight_and_the_time_left_and_writes_nothing(chain, stage, run, tmp_path):
     script, options, _ = stage_of(chain, stage)
-    # With these options, a real run logs at every step. At every second step it also evaluates and saves.
+    # Without --dry_run, this run would log at each step, and evaluate and save at every second step.
     printed = run(script, *options, *output_options(tmp_path), "--max_steps", 8, "--dry_run")
     for start in ONCE:
         assert count_lines(printed, start) == 1, f"{start}\n{printed}"
     assert "at the peak" in printed and "needed for" in printed and " 8 steps." in printed
     assert count_lines(printed, r"\[\d") == 0, "a progress line of a log or an evaluation"
     written = [path.name for path in tmp_path.rglob("*") if path.is_file()]
-    # DPO keeps its reference log-probabilities, because the next run reads them.
+    # Only the dry run of DPO writes files: the log-probabilities of the reference model. A later run reads them.
     assert [name for name in written if not name.startswith("reference_")] == []
 
 
@@ -130,7 +130,7 @@ def test_each_stage_starts_from_the_weights_of_the_stage_before(chain):
 
 
 def comparable(log: list[dict]) -> list[dict]:
-    """Return the logs without the times, and without the sums that restart at 0 after a resume."""
+    """Return the logs without the times, and without values that may leave out the steps before a resume."""
     summed_anew = ("num_tokens", "train_loss", "total_flos")
     return [
         {key: value for key, value in entry.items() if not key.endswith(("per_second", "runtime", *summed_anew))}
@@ -167,7 +167,7 @@ def test_the_reference_is_computed_once_and_read_again(chain, run, tmp_path):
 @pytest.mark.parametrize(
     "stage",
     [pytest.param("pretraining", marks=pytest.mark.slow), pytest.param("sft", marks=pytest.mark.slow), "dpo"],
-)  # all stages share this code, so `make test` checks only DPO
+)  # all stages share the code for several processes, so `make test` runs this test only for DPO
 def test_two_processes_print_each_line_once_and_publish_once(chain, stage, run_module, tmp_path):
     script, options, _ = stage_of(chain, stage)
     launch = ["--standalone", "--nproc_per_node", 2, ROOT / script]

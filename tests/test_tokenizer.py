@@ -26,9 +26,9 @@ BLOCKS = (
     (0x3000, 0x303F),
     (0x4E00, 0x9FFF),
     (0xAC00, 0xD7A3),
-    (0xE000, 0xF8FF),  # private use
+    (0xE000, 0xF8FF),  # private use: Unicode defines no characters here
     (0xFE00, 0xFEFF),  # variation selectors, presentation forms, the byte order mark
-    (0xFF00, 0xFFFF),  # full width, U+FFFD, U+FFFF
+    (0xFF00, 0xFFFF),  # full-width characters, and the special code points U+FFFD and U+FFFF
     (0x1F300, 0x1FAFF),
     (0x20000, 0x2A6DF),
     (0xE0000, 0x10FFFF),
@@ -44,11 +44,12 @@ def pre_tokens(tokenizer, text: str) -> list[str]:
 
 
 def vocabulary(tokenizer) -> list[bytes]:
-    """Return the bytes of every token except the special ones.
+    """Return the bytes of each token that is not a special token.
 
-    The function uses the byte alphabet of GPT-2 and not the decoder, because the tests check the decoder.
+    The tokenizer writes each byte of a token as one character, as GPT-2 does. This function turns the characters back
+    into bytes. It does not use the tokenizer's decoder, because the tests check the decoder.
     """
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]  # GPT-2 writes these bytes as chr(byte)
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]  # each of these bytes is written as chr(byte)
     hidden = [byte for byte in range(256) if byte not in printable]
     byte_of = {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
     special = tokenizer.all_special_tokens
@@ -145,7 +146,7 @@ def test_auto_tokenizer_agrees_with_the_tokenizers_library_even_beside_a_gpt2_mo
         assert pre_tokens(one, "患者服用aspirin片") == ["患者服用", "aspirin", "片"]
 
 
-# Tests of train_tokenizer.py
+# Tests of pre_training/py/train_tokenizer.py
 
 
 @pytest.fixture
@@ -171,7 +172,7 @@ def test_train_tokenizer_keeps_an_existing_tokenizer_without_overwrite(run_scrip
     assert done.returncode == 0, done.stderr
     assert (output / "tokenizer.json").is_file() and not (output / "mine.txt").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["made", "texts.jsonl"], "a partial directory is left"
-    # The few lines do not support 20,000 tokens. The script prints the number of tokens that they support.
+    # So few lines cannot give 20,000 tokens, the default. The script must print how many tokens it made.
     size = len(AutoTokenizer.from_pretrained(output))
     assert 260 < size < 300
     assert f"supports {size} tokens, not 20,000" in done.stdout
@@ -247,7 +248,7 @@ def test_corpus_within_the_byte_limit_is_whole_and_has_a_repeated_line_once(tmp_
     assert corpus.share == 1
 
 
-# Tests of test_tokenizer.py
+# Tests of pre_training/py/test_tokenizer.py
 
 
 @pytest.fixture
@@ -268,8 +269,8 @@ def test_check_passes_for_a_good_tokenizer_and_prints_the_measures(run_script, t
 @pytest.mark.parametrize(
     "normalizer",
     [
-        {"type": "NFKC"},  # this one changes ℃ to °C in a fixed sentence
-        {"type": "Replace", "pattern": {"String": "鼻"}, "content": "口"},  # 鼻 occurs in the file only
+        {"type": "NFKC"},  # NFKC changes ℃, a character in one of the script's own sentences
+        {"type": "Replace", "pattern": {"String": "鼻"}, "content": "口"},  # 鼻 occurs only in the file `sample`
     ],
     ids=["in the fixed sentences", "in the file only"],
 )

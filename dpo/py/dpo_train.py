@@ -3,8 +3,8 @@
 Reads  post_model__after_sft/, base_model__after_pretraining/ and preference pairs (default: the bundled dpo/dataset/)
 Writes final_model__after_dpo/ (checkpoints, log.jsonl and reference log-probabilities in dpo/py/med_dpo_checkpoints/)
 
-The base model is the teacher of the KL regularization (--retention). The KL regularization also reads plain text
-(--text, by default the bundled pre-training text).
+The SFT model is also the reference model of DPO. The KL regularization (--retention) keeps the predictions on plain
+text (--text, by default the bundled pre-training text) close to those of the base model.
 
     python dpo/py/dpo_train.py
     python dpo/py/dpo_train.py --data my_pairs.jsonl --beta 0.2
@@ -44,21 +44,21 @@ from med_model.training.trainer import OurTrainer
 DESCRIPTION = tr("Direct preference optimization: tune the SFT model on pairs of a good and a bad answer.")
 BUNDLED = (paths.DPO_DATA, paths.HELDOUT_PAIRS)  # training data, held-out data
 
-EVALUATED_PAIRS = 400  # largest number of held-out pairs per evaluation; the measures at the end use all
+EVALUATED_PAIRS = 400  # largest number of held-out pairs per evaluation; the measures after the training use all pairs
 DRIFT_QUESTIONS = 32  # largest number of questions per evaluation; the answers show the drift from the SFT model
-MEASURED_QUESTIONS = 100  # largest number of held-out questions for the measures at the end
+MEASURED_QUESTIONS = 100  # largest number of held-out questions for the measures after the training
 
 
 @dataclass
 class DataArguments(RetentionArguments):
     input_model: str = str(paths.SFT_MODEL)
     output_model: str = str(paths.FINAL_MODEL)
-    # With the weight 0.1, as in SFT, bits per byte rise by 0.007. With 1 they rise by 0.002. With 10 the gain in
-    # accuracy is smaller than with 2 (docs/en/recipes.md).
+    # Weight of the KL regularization. With 0.1, the weight of SFT, held-out bits per byte get worse by 0.007. With 1
+    # they get worse by 0.002. With 10 the preference accuracy rises less than with 2 (docs/en/recipes.md).
     retention: float = 2.0
-    retention_model: str | None = str(paths.BASE_MODEL)  # it predicts text better than the SFT model
+    retention_model: str | None = str(paths.BASE_MODEL)  # the base model predicts text better than the SFT model
     interpolation: float = field(
-        default=0.75,  # docs/en/recipes.md has the measurements for this share and for embedding_interpolation
+        default=0.75,  # docs/en/recipes.md has the measurements for this option and the next one
         metadata={"help": tr("Publish this share of DPO's change in the layers; 1 publishes all of it.")},
     )
     embedding_interpolation: float = field(
@@ -76,21 +76,21 @@ class DPOArguments(DPOConfig):
     per_device_train_batch_size: int = 8  # pairs
     per_device_eval_batch_size: int = 16
     learning_rate: float = 4e-4  # chosen from the runs in docs/en/recipes.md
-    # The log-probability of an answer is a sum over about 60 tokens, so a margin can reach 100 nats. With 0.02 the
-    # sigmoid loss of this margin is small, and the margin stops growing. With 0.005 the margin goes on growing.
+    # The margin of a pair is the gain in log p(chosen) - log p(rejected). For answers of 60 tokens it can be 100 nats.
+    # With beta 0.02 the sigmoid loss is small at 100 nats, so the margin stops growing. With 0.005 it goes on growing.
     beta: float = 0.005
     lr_scheduler_type: str = "cosine"
-    warmup_steps: float = 0.1  # below 1 means a share of all steps, as in eval_steps and save_steps
+    warmup_steps: float = 0.1  # a value below 1 is a share of all steps, also in `eval_steps` and `save_steps`
     eval_strategy: str = "steps"
     eval_steps: float | None = 0.2
     save_strategy: str = "steps"
     save_steps: float = 0.2
     save_total_limit: int | None = 2
     logging_steps: float = 10
-    logging_nan_inf_filter: bool = False  # the health check must see each loss that is not finite
+    logging_nan_inf_filter: bool = False  # the filter would hide a NaN or infinite loss; such a loss must stop the run
     load_best_model_at_end: bool = True
-    # Measured on held-out pairs. The reward accuracy is a worse choice: it is best early, when answers still lack
-    # many key facts.
+    # Choose the checkpoint with the largest held-out margin. The held-out accuracy would choose a worse checkpoint: it
+    # is often best early, when the answers lack many key facts.
     metric_for_best_model: str | None = "rewards/margins"
     report_to: str = "none"
     loss_type: list[str] = field(default_factory=lambda: ["sigmoid", "sft"])  # "sft" keeps chosen answers likely
@@ -99,9 +99,9 @@ class DPOArguments(DPOConfig):
     train_sampling_strategy: str = "group_by_length"  # pairs of similar length need little padding
     remove_unused_columns: bool = False  # keep the column `length`: the sampler groups pairs by it
     include_num_input_tokens_seen: str = "non_padding"  # count the tokens, to print tokens per second
-    activation_checkpointing: bool | None = False  # it would save memory but cost time; this model is small
+    activation_checkpointing: bool | None = False  # it would save memory but cost time; this model needs little memory
     precompute_ref_log_probs: bool = True  # the reference model runs once, before training
-    # TRL's default is True. Without dropout, recall on unseen wordings is 0.666 instead of 0.722 (docs/en/recipes.md).
+    # TRL's default is True. Key-fact recall on new wordings: 0.722 with dropout, 0.666 without (docs/en/recipes.md).
     disable_dropout: bool = False
     bf16: bool | None = None  # None: on if fp16 is off and the device has hardware for bfloat16 products
     dataloader_pin_memory: bool = torch.cuda.is_available()
@@ -116,10 +116,9 @@ class DPOArguments(DPOConfig):
 
 
 class PreferenceTrainer(OurTrainer, DPOTrainer):
-    """Train with TRL's DPO trainer, the chunked output layer and the KL regularization.
+    """Add our output layer (model/head.py) and the KL regularization to TRL's DPO trainer.
 
-    The two overridden methods return the dataset unchanged. `dataset_of` has already made all columns, with the
-    log-probabilities of the reference model.
+    The two methods return the dataset unchanged: `dataset_of` has already made the columns that TRL would add.
     """
 
     def _prepare_dataset(self, dataset, *args, **kwargs):
@@ -132,9 +131,10 @@ class PreferenceTrainer(OurTrainer, DPOTrainer):
 def encode(
     tokenizer: PreTrainedTokenizerBase, rows: Sequence[Pair], max_length: int, name: str, health: HealthLines
 ) -> list[EncodedPair]:
-    """Return the pairs as input_ids. Print their size and the numbers of cut answers and left-out pairs.
+    """Return the pairs as input_ids, cut to `max_length` tokens. Leave out a pair if its answers are then equal.
 
-    Add a warning to `health` if too many answers are cut. Raise UserError if no pair is left.
+    Print the numbers of pairs, tokens, cut answers and left-out pairs. Add a warning to `health` if too many answers
+    are cut. Raise UserError if no pair is left, or if `max_length` has no room for a question.
     """
     pairs, cut = encode_pairs(tokenizer, rows, max_length)
     if not pairs:
@@ -153,9 +153,9 @@ def encode(
 
 
 def dataset_of(pairs: list[EncodedPair], reference: list[tuple[float, float]]) -> Dataset:
-    """Return a dataset with the columns that TRL's trainer reads, and the column `length` in tokens.
+    """Return a dataset with the columns that TRL's trainer reads, and the column `length`.
 
-    The sampler makes batches of pairs of similar `length`.
+    `length` is the number of tokens of the prompt and the longer answer. The pairs of a batch have similar lengths.
     reference: the log-probabilities of (chosen, rejected) under the reference model, in nats per answer.
     """
     columns = {key: [getattr(pair, key) for pair in pairs] for key in EncodedPair._fields}

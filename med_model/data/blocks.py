@@ -1,4 +1,4 @@
-"""Join documents end to end and cut them into full blocks. Pre-training and KL regularization read the blocks."""
+"""Join documents end to end and cut them into blocks of equal length, for pre-training and KL regularization."""
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ ENCODE_BATCH = 1000  # documents per call of the tokenizer: enough for all of it
 class PackedBlocks(Dataset):
     """Join documents end to end, and hold the tokens as full blocks without padding.
 
-    `<|endoftext|>` is before the first document and after each document. The last block may overlap the block before,
+    `<|endoftext|>` is before the first document and after each document. The last block may overlap the one before it,
     so that no token is lost. If there are fewer than `block_tokens` tokens in all, there is one shorter block.
     An item has `input_ids` and `labels`, two equal int64 tensors of shape (self.length,).
     """
@@ -28,7 +28,7 @@ class PackedBlocks(Dataset):
                 np.array([*ids, end], dtype) for ids in encode_text(tokenizer, texts[start : start + ENCODE_BATCH])
             ]
         self.tokens = np.concatenate(parts)
-        self.length = min(block_tokens, len(self.tokens))  # held-out texts may be shorter than a block
+        self.length = min(block_tokens, len(self.tokens))  # all texts together may be shorter than a block
         last = len(self.tokens) - self.length
         self.starts = [*range(0, last, self.length), last]
 

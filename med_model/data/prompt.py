@@ -1,4 +1,4 @@
-"""Turn conversations, questions and pairs into input_ids. Training, chat and measures use this module.
+"""Turn texts, conversations and preference pairs into input_ids. Training, chat and measures use this module.
 
 A message in a chat prompt has the ChatML form: <|im_start|>role NEWLINE text<|im_end|> NEWLINE. The text of a message
 is always encoded as plain text, even if it contains the name of a special token (`sanitize_control_tokens`).
@@ -31,16 +31,16 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 SENTENCE_END = re.compile(r"[。！？；\n]")
-MIN_ANSWER_TOKENS = 16  # an answer that must be cut needs room for this many tokens: fewer teach too little
-PROMPT_SHARE = 0.5  # largest share of max_length for the prompt of a pair; each answer has the rest
+MIN_ANSWER_TOKENS = 16  # tokens that must be left for an answer if it is cut: fewer tokens teach too little
+PROMPT_SHARE = 0.5  # largest share of max_length for the prompt of a preference pair; either answer may use the rest
 
 
 class Example(NamedTuple):
-    """Hold an encoded conversation. The label of each token is IGNORE, except in answers and their stop tokens."""
+    """Hold an encoded conversation. Outside answers and their stop tokens, each label is IGNORE."""
 
     input_ids: list[int]
     labels: list[int]
-    shortened: bool  # True if rounds were dropped or the last answer was cut
+    shortened: bool  # True if old questions and answers were dropped or the last answer was cut
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str | list[str]) -> list[int] | list[list[int]]:
@@ -63,7 +63,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: list[Message], add_gen
 
 
 def encode_answer(tokenizer: PreTrainedTokenizerBase, answer: str) -> list[int]:
-    """Return the input_ids of an answer and its stop token, as a continuation of those of `encode_prompt`."""
+    """Return the input_ids of an answer and its stop token. They continue the input_ids of `encode_prompt`."""
     header = tokenizer(f"{IM_START}assistant\n", add_special_tokens=False)["input_ids"]
     ids = _render(tokenizer, [{"role": "assistant", "content": answer}], add_generation_prompt=False)
     return ids[len(header) : -1]  # leaves out the header, and the newline after the stop token
@@ -116,7 +116,7 @@ def fit_answer(tokenizer: PreTrainedTokenizerBase, answer: str, max_tokens: int)
     ends = [found.end() for found in SENTENCE_END.finditer(text)]
     if ends and ends[-1] >= len(text) // 2:
         text = text[: ends[-1]]
-    # Cutting can add tokens: a part of a word can have more tokens than the whole word.
+    # A cut can add tokens: a part of a word can have more tokens than the word. So cut on until the answer fits.
     while len(ids := encode_answer(tokenizer, text.rstrip())) > max_tokens:
         text = text[:-1]
     return ids, True
@@ -125,9 +125,9 @@ def fit_answer(tokenizer: PreTrainedTokenizerBase, answer: str, max_tokens: int)
 def training_example(tokenizer: PreTrainedTokenizerBase, messages: list[Message], max_length: int) -> Example | None:
     """Return the input_ids and labels of a conversation, at most max_length tokens.
 
-    Only the answers and their stop tokens have labels. If the conversation is too long, the oldest rounds are dropped
-    first. Then the last answer is cut, at the end of a sentence if possible. Return None if an answer must be cut and
-    fewer than MIN_ANSWER_TOKENS tokens are left for it.
+    Only the answers and their stop tokens have labels other than IGNORE. If the conversation is too long, the oldest
+    rounds (a question and its answer) are dropped first. Then the last answer is cut, at the end of a sentence if
+    possible. Return None if this answer must be cut and fewer than MIN_ANSWER_TOKENS tokens are left for it.
     """
     shortened = False
     while len(messages) > 2 and len(_render(tokenizer, messages, False)) - 1 > max_length:
@@ -165,8 +165,9 @@ def encode_question(
 ) -> list[int]:
     """Return the input_ids of the prompt for the last question in `messages`, at most max_tokens.
 
-    A chat model reads all messages that fit. A base model does not know the chat form. It reads only the last message,
-    in the form `问：…答：`. Raise UserError if not even an empty question fits into a chat prompt.
+    chat: True for a chat model. Its prompt has all messages that fit. A base model does not know the chat form, so its
+    prompt is 问：text NEWLINE 答： with the text of the last message.
+    Raise UserError if not even an empty question fits into a chat prompt.
     """
     if chat:
         return fit_prompt(tokenizer, messages, max_tokens)[0]
@@ -176,10 +177,11 @@ def encode_question(
 def encode_pairs(
     tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], max_length: int, chat: bool = True
 ) -> tuple[list[EncodedPair], int]:
-    """Return the encoded pairs, and the number of answers that were cut to fit into max_length.
+    """Return the encoded pairs, and the number of answers that were cut.
 
-    A prompt takes at most PROMPT_SHARE of max_length. Each answer ends with the stop token of the model, even after a
-    cut. A pair is left out if both answers are equal after the cut. Raise UserError as `encode_question` does.
+    A prompt with one answer has at most max_length tokens. The prompt alone has at most PROMPT_SHARE of max_length.
+    Each answer ends with a stop token, even after a cut: `<|im_end|>` for a chat model, `<|endoftext|>` for a base
+    model. A pair is left out if its answers are equal after the cut. Raise UserError as `encode_question` does.
     """
     stop = IM_END if chat else END_OF_TEXT
     encoded, cut = [], 0

@@ -1,4 +1,4 @@
-"""Read and check the fields of one record: a document, a conversation, a pair or a multiple-choice question.
+"""Read and check the fields of a record: a document, a conversation, a preference pair or a multiple-choice question.
 
 The origin of a record is a text that names its file and row. Every error message begins with the origin.
 """
@@ -8,7 +8,7 @@ from typing import NamedTuple
 from med_model.errors import UserError
 from med_model.language import tr
 
-# {role in a record: role in a Message}
+# {role in a record: role in a `Message`}
 SHAREGPT_ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
@@ -61,9 +61,9 @@ def _wrong_fields(record: dict, origin: str, expected: str) -> UserError:
 
 
 def document_of(origin: str, record: dict) -> str:
-    """Return the field `text` of a pre-training record, without white space at its ends. The text may be empty.
+    """Return the field `text` of a pre-training record, without white space at its ends.
 
-    Raise UserError if the record has no field `text`, or if the field holds neither text nor null.
+    Return an empty text if the field is null. Raise UserError if the field is missing or holds neither text nor null.
     """
     if not _has(record, "text"):
         raise _wrong_fields(record, origin, "`text`")
@@ -84,7 +84,7 @@ def _messages(value: object, origin: str, role: str = "role", content: str = "co
 
 
 def _question(record: dict, name: str, origin: str) -> list[Message]:
-    """Return the messages of a question. The field holds a text or a list of messages."""
+    """Return the messages of a question. The field `name` holds a text or a list of messages."""
     if isinstance(record[name], list):
         return _messages(record[name], origin)
     return [{"role": "user", "content": _field(record, name, origin)}]
@@ -116,9 +116,9 @@ def _check_turns(messages: list[Message], origin: str, last: str) -> list[Messag
 def conversation_of(origin: str, record: dict) -> list[Message]:
     """Return the messages of an SFT record. The last message is an answer. Return [] if a message is blank.
 
-    The fields are instruction/input/output, prompt/completion, messages, or conversations (ShareGPT).
-    Raise UserError for other fields, for a value that is not text, for an unknown role, and for messages that do not
-    alternate between user and assistant.
+    The record has one of these groups of fields: instruction/input/output (`input` is optional), prompt/completion,
+    messages, conversations (ShareGPT). Raise UserError if no group is complete, if a value is not text, if a role is
+    unknown, or if user and assistant do not alternate.
     """
     if _has(record, "messages") and record["messages"]:
         messages = _messages(record["messages"], origin)
@@ -171,10 +171,10 @@ def pair_of(origin: str, record: dict) -> Pair | None:
     """Return the preference pair of a DPO record. Return None if a text is blank or the answers are equal.
 
     The fields are question/response_chosen/response_rejected or prompt/chosen/rejected. The fields `flaw` and `unread`
-    are optional. `chosen` and `rejected` may also hold whole conversations, with or without `prompt`. Then the prompt
-    is all messages but the last ("implicit prompt" in TRL).
-    Raise UserError for other fields, for a value that is not text, and for conversations that differ before the last
-    message. Also raise UserError for messages that do not alternate between user and assistant.
+    are optional. `chosen` and `rejected` may also hold whole conversations. Then the prompt is all messages but the
+    last ("implicit prompt" in TRL), and a field `prompt` is ignored.
+    Raise UserError if a needed field is missing, if a value is not text, if a role is unknown, or if user and
+    assistant do not alternate. Also raise UserError if the two conversations differ before the last message.
     """
     if _has(record, "question", "response_chosen", "response_rejected"):
         prompt = _question(record, "question", origin)
@@ -199,8 +199,8 @@ def choice_of(origin: str, record: dict) -> Choice:
     """Return the multiple-choice question of a record.
 
     The fields are `question`, `options`, and `answer`, the index of the right option.
-    Raise UserError for other fields, for fewer than two options, for an option that is empty or not text, and for an
-    `answer` that is not an index of `options`.
+    Raise UserError if a field is missing, if `question` is not text, if there are fewer than two options, if an option
+    is empty or not text, or if `answer` is not an index of `options`.
     """
     if not _has(record, "question", "options", "answer"):
         raise _wrong_fields(record, origin, "question/options/answer")

@@ -16,15 +16,15 @@ from med_model.paths import ROOT
 
 FORMATS = (".json", ".jsonl", ".csv", ".parquet", ".txt")
 
-HUB_PREFIX = "hf://datasets/"  # an address is hf://datasets/OWNER/NAME/path/in/the/repository.json
+HUB_PREFIX = "hf://datasets/"  # start of a Hugging Face address: hf://datasets/OWNER/NAME/path/in/the/repository.json
 
 
 def find_files(sources: Iterable[str | Path]) -> list[Path]:
-    """Return the data files of the sources: files, folders, globs and hf://datasets/ addresses.
+    """Return the data files of the sources. A source is a file, a folder, a glob or an hf://datasets/ address.
 
     The order of the sources is kept, and the files of one source are sorted. A relative path is looked up in the
     working directory, then in the project, so that a script finds the bundled files from any folder.
-    Raise UserError for a source without data files, an unknown format or a failed download.
+    Raise UserError for a source without data files, an unknown format, an incomplete address or a failed download.
     """
     files: list[Path] = []
     for source in map(str, sources):
@@ -79,10 +79,10 @@ def _download(address: str) -> Path:
 
 
 def read_records(files: Iterable[Path]) -> Iterator[tuple[str, dict]]:
-    """Yield (origin, record) for each record of each file. The row in an origin counts the records of its file from 1.
+    """Yield (origin, record) for each record of each file. The origin names the file and the row, counted from 1.
 
-    In a .txt file, blank lines separate the records, and the only field is `text`.
-    Raise UserError for a file that is damaged or not UTF-8, and for a record that is not an object.
+    In a .txt file, blank lines separate the records, and the only field of a record is `text`.
+    Raise UserError for a file that is damaged or not UTF-8, and for a record that is not a JSON object.
     """
     for file in files:
         reader = {".csv": _read_csv, ".parquet": _read_parquet, ".txt": _read_txt}.get(file.suffix.lower(), _read_json)
@@ -141,7 +141,7 @@ def _not_json(file: Path, line: int, error: json.JSONDecodeError) -> UserError:
 
 
 def _read_csv(file: Path) -> Iterator[dict]:
-    csv.field_size_limit(2**31 - 1)  # allows long texts; the limit is a C long, which has 32 bits on Windows
+    csv.field_size_limit(2**31 - 1)  # allows long texts; on Windows a C long cannot hold a larger limit
     with file.open(encoding="utf-8-sig", newline="") as lines:
         for row, record in enumerate(csv.DictReader(lines), 1):
             if None in record:  # the row has more fields than the header: a text with a comma is not in quotes

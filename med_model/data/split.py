@@ -10,13 +10,14 @@ from med_model.errors import UserError
 from med_model.language import tr
 from med_model.screen import say
 
-HELDOUT_SHARE, MAX_HELDOUT = 0.02, 500  # share and largest number of the groups to hold out: see read_split
+HELDOUT_SHARE, MAX_HELDOUT = 0.02, 500  # share and largest number of questions or texts to hold out: see `read_split`
 
 
 def read_all(sources: Iterable[str | Path], read_one: Callable, limit: int | None = None) -> list:
-    """Return a list of `read_one(origin, record)`, for the first `limit` records of the sources, or for all (None).
+    """Return a list of `read_one(origin, record)` for the first `limit` records of the sources (None: all).
 
-    Leave out empty results: those of blank records and of pairs with equal answers. If there are any, print how many.
+    The origin is a text that names the file and the row of a record. `read_one` returns an empty result for a blank
+    record and for a pair with equal answers. Leave out these results, and print their number if there are any.
     Raise UserError if no record is left, and as `find_files`, `read_records` and `read_one` do.
     """
     kept, blank = [], []
@@ -62,7 +63,7 @@ def read_split(
     `group_of(record)`, for example all answers to one question. HELDOUT_SHARE of the groups are held out: at least one
     group, and at most MAX_HELDOUT groups. `seed` decides which groups are held out.
     `limit` is the largest number of records to read from `data` or bundled[0], or None to read all.
-    Raise UserError as `read_all` does, and if only `data` is given and its records are only one group.
+    Raise UserError as `read_all` does, and if only `data` is given and all its records are one group.
     """
     records = read_all(data or [bundled[0]], read_one, limit)
     if eval_data or not data:

@@ -62,8 +62,8 @@ def sampling_settings(
 ) -> GenerationConfig:
     """Return the settings in the model's generation_config.json, changed by the options of the command line.
 
-    A training checkpoint has incomplete settings. The settings that `publish` writes replace them.
-    turns: False for a base model. Raise UserError if an option is outside its range.
+    The settings of a training checkpoint are incomplete, so a checkpoint gets the settings of a published model.
+    turns: True for a chat model, False for a base model. Raise UserError if an option is outside its range.
     """
     settings = model.generation_config
     if settings.max_new_tokens is None:
@@ -181,10 +181,11 @@ def _converse(chat: Chat) -> None:
 
 
 def run_chat(description: str, script_docstring: str, model_directory: Path, turns: bool = True) -> None:
-    """Run a chat script. With `turns` False the model continues the text instead of answering it.
+    """Run a chat script. With `turns` False the model continues each input instead of answering it.
 
-    --help shows `description`, and the commands of `script_docstring` as examples.
-    Raise UserError if the directory has no usable model, and as `sampling_settings` and `prompt_ids` do.
+    --help shows `description`, and the commands of `script_docstring` as examples. `model_directory` is the default
+    of --model. Raise UserError if the directory of --model has no usable model, if an option is outside its range,
+    and as `Chat.prompt_ids` does.
     """
     options = _parse_options(description, script_docstring, model_directory)
     model, tokenizer = load_model(options.model)

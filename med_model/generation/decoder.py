@@ -1,9 +1,9 @@
 """Compute the same logits as the GPT-2 of transformers, with fewer calls of torch per generated token.
 
 Measured on one core, for a model with a vocabulary of 7,377 (5.2 million parameters): the transformers model takes
-2.1 ms per token, this decoder takes 1.1 ms. Reading the 20 MB of weights alone takes 0.9 ms per token
-(docs/en/speed.md). The transformers model runs more Python, builds masks, and copies its cache to enlarge it. The
-decoder allocates its cache once, and calls torch a dozen times per layer.
+2.1 ms per token, this decoder takes 1.1 ms. Reading the 20 MB of weights alone takes 0.9 ms per token, so the decoder
+cannot become much faster (docs/en/speed.md). For each token, the transformers model runs more Python, builds masks,
+and copies its cache to enlarge it. The decoder allocates its cache once, and calls torch a dozen times per layer.
 """
 
 from typing import NamedTuple
@@ -17,12 +17,16 @@ from transformers import GPT2LMHeadModel, PreTrainedModel
 from med_model.errors import UserError
 from med_model.language import tr
 
-PREFILL_TOKENS = 4096  # prompt tokens per call: more are no faster, and the MLP needs 4 x width floats per token
-# From this many rows on, the decoder copies the output matrix into the layout (width, vocab). Measured per step at a
-# vocabulary of 7,377: 8 rows take 0.80 ms without the copy and 0.32 ms with it, 64 rows take 1.54 ms and 1.23 ms. For
-# one or two rows the copy gains nothing.
+# Largest number of prompt tokens per forward pass, padding included. A longer prompt gets its own pass. More tokens
+# per pass are not faster, but they need more memory: the MLP computes 4 x width floats per token.
+PREFILL_TOKENS = 4096
+# For a batch of this many rows or more, the decoder copies the output matrix from the layout (vocab, width) into the
+# layout (width, vocab). Then the product with this matrix is faster. Measured at a vocabulary of 7,377: the product
+# takes 0.32 ms instead of 0.80 ms for 8 rows, and 1.23 ms instead of 1.54 ms for 64 rows. For one or two rows the copy
+# gains nothing.
 ROWS_FOR_OWN_HEAD = 4
-TANH_GELUS = ("gelu_new", "gelu_pytorch_tanh")  # two names of one function; transformers computes the first in 8 calls
+# Two names of the same function. F.gelu computes it in one call. For the first name, transformers needs 8 calls.
+TANH_GELUS = ("gelu_new", "gelu_pytorch_tanh")
 
 
 def require_gpt2(model: PreTrainedModel) -> None:
@@ -38,10 +42,10 @@ def require_gpt2(model: PreTrainedModel) -> None:
 
 
 class Layer(NamedTuple):
-    """Hold the weights of one block.
+    """Hold the weights of one transformer layer.
 
-    A norm is (weight, bias), the order of F.layer_norm. A linear layer is (bias, weight), the order of torch.addmm.
-    The weight of a linear layer has the shape (in, out). `scale` is the factor of the attention scores.
+    The two norms are (weight, bias), the order of F.layer_norm. The linear layers are (bias, weight), the order of
+    torch.addmm. The weight of a linear layer has the shape (in, out). `scale` multiplies the attention scores.
     """
 
     norm_1: tuple[Tensor, Tensor]
@@ -54,13 +58,15 @@ class Layer(NamedTuple):
 
 
 class Decoder:
-    """Read `batch` prompts, then one token per row in each step.
+    """Read `batch` prompts, one per row. Then read one token per row in each step.
 
-    The cache holds `capacity` columns of keys and values. All prompts start at column 0. The generated tokens of all
-    rows start at the column after the longest prompt, so a step writes one slice of the cache. The gap after a shorter
-    prompt is masked. The gap does not change the result: attention does not depend on the order of the columns.
+    The cache has `capacity` columns. A column holds the keys and values of one token of each row. All prompts start at
+    column 0. The generated tokens of all rows start at the column after the longest prompt, so each step writes one
+    column. The gap after a shorter prompt is masked. The gap does not change the result: the model knows the position
+    of a token from the position embedding, not from the column.
 
-    The decoder may copy weights: make a new decoder after more training. Use it under torch.inference_mode.
+    The decoder may hold a copy of weights, so make a new decoder after more training. Use a decoder under
+    torch.inference_mode.
     """
 
     def __init__(self, model: GPT2LMHeadModel, batch: int, capacity: int):
@@ -83,7 +89,7 @@ class Decoder:
         self.activation = None if config.activation_function in TANH_GELUS else transformer.h[0].mlp.act
         head = model.lm_head.weight.t()  # (width, vocab)
         self.head = head.contiguous() if batch >= ROWS_FOR_OWN_HEAD else head
-        shape = (2, batch, config.n_head, capacity, config.n_embd // config.n_head)  # keys and values
+        shape = (2, batch, config.n_head, capacity, config.n_embd // config.n_head)  # the 2 is for keys and values
         self.caches = [self.wte.new_empty(shape) for _ in self.layers]
         self.capacity, self.columns = capacity, 0  # columns: number of columns in use
 
@@ -92,7 +98,8 @@ class Decoder:
         lengths = [len(prompt) for prompt in prompts]
         device, self.columns = self.wte.device, max(lengths)
         self.positions = torch.tensor(lengths, device=device)  # (batch,), the position of each row's next token
-        # The mask is added to the attention scores: (batch, 1, 1, capacity), -inf in the gaps, or None without gaps.
+        # The mask is added to the attention scores. It has the shape (batch, 1, 1, capacity), and is -inf in the gaps
+        # after shorter prompts, else 0. If all prompts have the same length, the mask is None.
         self.mask = None
         if min(lengths) < self.columns:
             column = torch.arange(self.capacity, device=device)
@@ -104,12 +111,15 @@ class Decoder:
     def _read(self, prompts: list[list[int]], first: int) -> Tensor:
         """Read the prompts into the rows from `first` on. Return the logits of their next tokens, (prompts, vocab).
 
-        Shorter prompts are padded on the right. Causal attention never looks to the right.
+        Shorter prompts are padded on the right. Causal attention never looks to the right, so the padding needs no
+        mask here.
         """
         rows = slice(first, first + len(prompts))
         ids = pad_sequence([torch.tensor(prompt) for prompt in prompts], batch_first=True).to(self.wte.device)
         tokens = ids.shape[1]
-        for cache in self.caches:  # the gaps are masked, but a NaN in uninitialized memory would pass the mask
+        # The cache is uninitialized memory, which may hold a NaN. The mask of the later steps does not hide a NaN,
+        # because NaN - inf is NaN. So fill the columns between these prompts and the generated tokens with 0.
+        for cache in self.caches:
             cache[:, rows, :, tokens : self.columns] = 0
         hidden = F.embedding(ids, self.wte) + self.wpe[:tokens]
         hidden = self._blocks(hidden.flatten(0, 1), rows, 0, tokens).view(*ids.shape, -1)
@@ -117,7 +127,7 @@ class Decoder:
         return self._logits(hidden[row, self.positions[rows] - 1])
 
     def step(self, ids: Tensor) -> Tensor:
-        """Append one token to each row, ids (rows,). Return the logits of the next tokens, (rows, vocab)."""
+        """Append the token ids[i] to row i. Return the logits of the next tokens, (rows, vocab). ids: (rows,)."""
         assert self.columns < self.capacity
         hidden = F.embedding(ids, self.wte) + F.embedding(self.positions, self.wpe)
         hidden = self._blocks(hidden, slice(0, self.rows), self.columns, self.columns + 1)
@@ -128,7 +138,8 @@ class Decoder:
     def keep(self, kept: list[int]) -> list[int]:
         """Keep only the rows in `kept`, a list of row indices. Return the old index of each remaining row.
 
-        The last kept rows are copied over dropped rows. This copies few rows and needs no second cache.
+        The last kept rows are copied to the places of dropped rows, so the order of the rows may change. Few rows are
+        copied, and no second cache is needed.
         """
         kept_rows = set(kept)
         moving = iter(sorted((row for row in kept if row >= len(kept)), reverse=True))
@@ -143,9 +154,9 @@ class Decoder:
         return old_rows
 
     def _blocks(self, hidden: Tensor, rows: slice, start: int, end: int) -> Tensor:
-        """Run all layers over the columns `start` to `end` of `rows`. Change `hidden` in place and return it.
+        """Run all layers on the tokens of `rows` in the columns from `start` to `end` - 1.
 
-        hidden: (rows * tokens, width).
+        hidden: (rows * tokens, width), the hidden states of these tokens. Change `hidden` in place and return it.
         """
         width = hidden.shape[1]
         split = (rows.stop - rows.start, end - start, 3, self.heads, width // self.heads)

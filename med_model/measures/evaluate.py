@@ -1,4 +1,4 @@
-"""Measure a model on held-out data: text, questions, preference pairs and multiple choice, with 95% intervals.
+"""Measure a model on held-out texts, questions, preference pairs and multiple choice. Each figure has a 95% interval.
 
 Reads  a model directory, and the held-out files of --data (default: the bundled files)
 Writes nothing; with --json FILE, all figures and answers to FILE
@@ -65,14 +65,14 @@ def _kind(record: dict) -> str:
 
 
 def _read_heldout_record(origin: str, record: dict) -> tuple[str, object] | None:
-    """Return the kind of a record and the result of its reader. Return None if this result is empty."""
+    """Return the kind of a record and its content, read with READERS[kind]. Return None if the content is empty."""
     kind = _kind(record)
     value = READERS[kind](origin, record)
     return (kind, value) if value else None
 
 
 def read_heldout(sources: Sequence[str]) -> Heldout:
-    """Return the held-out records of files, folders and globs. A file may contain several kinds.
+    """Return the held-out records of files, folders and globs. A file may contain records of several kinds.
 
     Raise UserError for a source without data, for a record with wrong fields, and if no usable record is left.
     """
@@ -83,7 +83,10 @@ def read_heldout(sources: Sequence[str]) -> Heldout:
 
 
 def answers_in_chat(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Return True if a published model is a chat model: <|im_end|> is a stop token of its generation settings."""
+    """Return True if a published model is a chat model.
+
+    The generation settings of a chat model have <|im_end|> as a stop token.
+    """
     stops = model.generation_config.eos_token_id
     return tokenizer.convert_tokens_to_ids(IM_END) in (stops if isinstance(stops, list) else [stops])
 
@@ -91,15 +94,16 @@ def answers_in_chat(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) 
 def pair_measures(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], chat: bool
 ) -> dict[str, Measure]:
-    """Return {key: measure} of the preference measures. Return an empty dict if no pair is left.
+    """Return the preference measures as {key: measure}.
 
     An accuracy is the share of pairs with log p(chosen) > log p(rejected). A margin is the mean of
-    log p(chosen) - log p(rejected), in nats. log p is the sum over the tokens of an answer and its stop token. In keys
-    that end with `_per_token`, log p is the mean over these tokens.
-    `preference_accuracy_unread` is the accuracy on pairs marked `unread`. `preference_accuracy/FLAW` is the accuracy
-    on pairs with the flaw FLAW. The other measures cover all pairs.
-    A pair is left out if its answers are equal after the cut to the model's positions.
-    Raise UserError if a prompt has no room for a question.
+    log p(chosen) - log p(rejected), in nats. log p is the sum of the log-probabilities of an answer's tokens and of
+    its stop token. In keys that end with `_per_token`, log p is the mean of these log-probabilities.
+    `preference_accuracy_unread` is the accuracy on pairs marked `unread`: no training file has their topic.
+    `preference_accuracy/NAME` is the accuracy on pairs whose rejected answer has the flaw NAME. The other measures
+    cover all pairs.
+    A pair is left out if its answers are equal after they are cut to fit into the model's positions. If all pairs are
+    left out, return an empty dict. Raise UserError if not even an empty question fits into a prompt.
     """
     encoded, kept = [], []
     for pair in pairs:
@@ -109,7 +113,9 @@ def pair_measures(
     if not kept:
         return {}
     scores = preference_scores(model, encoded)
-    groups = [pair.chosen for pair in kept]  # pairs with the same chosen answer are not independent
+    # Pairs with the same chosen answer are not independent. So they form one group, and the bootstrap draws the group
+    # as a whole.
+    groups = [pair.chosen for pair in kept]
     right = [good > bad for good, bad, _, _ in scores]
     measures = {
         "preference_accuracy": measure(right, groups=groups),

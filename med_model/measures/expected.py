@@ -1,4 +1,4 @@
-"""Read the expected values of a comparison from a file, and find the figures outside their tolerance."""
+"""Read the expected values of a comparison from a file, and find the figures that differ too much from them."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,10 @@ Expected = dict[str, dict[str, list[float]]]  # {model: {measure: [value, tolera
 
 
 class Outside(NamedTuple):
-    """A figure that differs from its expected value by more than the tolerance. `value` is None if not measured."""
+    """A figure that differs from its expected value by more than the tolerance, or that was not measured.
+
+    `value` is None if the figure was not measured.
+    """
 
     model: str
     measure: str
@@ -23,10 +26,9 @@ class Outside(NamedTuple):
 
 
 def read_expected(file: str) -> Expected:
-    """Return the values of an --expected file.
+    """Return {model: {measure: [value, tolerance]}} from an --expected file.
 
-    Raise UserError if the file is unreadable, if it names an unknown model or measure, or if an entry
-    is not [value, tolerance].
+    Raise UserError if the file is unreadable, if it has another structure, or if it names an unknown model or measure.
     """
     expected = read_yaml(file, "--expected")
     for model, pairs in expected.items():
@@ -58,12 +60,12 @@ def _check_pair(file: str, model: str, key: str, pair: object) -> None:
 
 
 def outside_expected(figures: Figures, expected: Expected) -> list[Outside]:
-    """Return the figures outside their tolerance, and the expected figures that were not measured."""
+    """Return the figures that differ from `expected` by more than the tolerance, or that were not measured."""
     outside = []
     for model, pairs in expected.items():
         for key, (value, tolerance) in pairs.items():
             found = figures[model][key].value if key in figures.get(model, {}) else None
-            if found is None or not abs(found - value) <= tolerance:  # with `not`, nan is outside too
+            if found is None or not abs(found - value) <= tolerance:  # for nan, `> tolerance` would be False
                 outside.append(Outside(model, key, found, value, tolerance))
     return outside
 

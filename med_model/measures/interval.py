@@ -1,4 +1,4 @@
-"""Compute the 95% interval of a figure, and the difference of two models with a 95% interval."""
+"""Compute the 95% confidence interval of a figure, and of the difference between two models."""
 
 import functools
 from collections.abc import Hashable, Sequence
@@ -12,9 +12,10 @@ NORMAL_QUANTILE = 1.96  # the 97.5% quantile of the standard normal distribution
 
 
 class Measure(NamedTuple):
-    """A measure as two sums per group of items. Its value is sum(amounts) / sum(weights).
+    """A measure, stored as the sum of amounts and the sum of weights for each group of items.
 
-    Items that are not independent, such as the pairs of one question, are summed in one group.
+    The value of the measure is sum(amounts) / sum(weights). An item is, for example, an answer or a preference pair.
+    Items that are not independent form one group, for example the pairs with the same chosen answer.
     """
 
     amounts: np.ndarray  # (groups,)
@@ -36,8 +37,8 @@ def measure(
 ) -> Measure:
     """Return the sums of amounts and weights per group (two float arrays), and the number of items.
 
-    amounts, weights and groups: (items,). Without `weights` each weight is 1, so the value is the mean of the amounts.
-    Items with the same value in `groups` form one group. Without `groups`, each item is one group.
+    amounts, weights and groups: (items,). Without `weights` each weight is 1, so the value of the measure is the mean
+    of the amounts. Items with the same value in `groups` form one group. Without `groups`, each item is one group.
     """
     weights = np.ones(len(amounts)) if weights is None else np.asarray(weights, float)
     amounts = np.asarray(amounts, float)
@@ -52,7 +53,8 @@ def measure(
 def _draws(groups: int) -> np.ndarray:
     """Return the number of times that each resample draws each group: float32, (RESAMPLES, groups).
 
-    The draws depend only on the number of groups. So two models with the same groups can be compared.
+    The draws depend only on the number of groups. So each resample draws the same groups for two models, and the
+    models can be compared in each resample.
     """
     return np.random.default_rng(0).multinomial(groups, np.full(groups, 1 / groups), RESAMPLES).astype(np.float32)
 
@@ -65,7 +67,10 @@ def _resampled(measured: Measure) -> np.ndarray:
 
 
 def _wilson(share: float, n: int) -> tuple[float, float]:
-    """Return the 95% score interval of a share of n items (Wilson 1927). Even for a share of 0 or 1, low < high."""
+    """Return the 95% score interval of a share of n items (Wilson 1927).
+
+    Even for a share of 0 or 1, the low end is below the high end.
+    """
     z = NORMAL_QUANTILE
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
@@ -73,9 +78,10 @@ def _wilson(share: float, n: int) -> tuple[float, float]:
 
 
 def figure(measured: Measure) -> Figure:
-    """Return the value of a measure and its 95% bootstrap interval (Efron 1979). The bootstrap resamples groups.
+    """Return the value of a measure and its 95% bootstrap interval (Efron 1979).
 
-    If the value is 0 or 1 and the bootstrap interval has no width, return Wilson's interval for the number of groups.
+    The bootstrap resamples groups of items (see `Measure`). If the value is 0 or 1 and the bootstrap interval has no
+    width, return Wilson's interval instead, with the number of groups as n.
     """
     value = float(measured.amounts.sum() / measured.weights.sum())
     low, high = map(float, np.percentile(_resampled(measured), PERCENTILES))
@@ -87,7 +93,7 @@ def figure(measured: Measure) -> Figure:
 def difference(after: Measure, before: Measure) -> Figure:
     """Return the value of `after` minus the value of `before`, with the 95% interval of a paired bootstrap.
 
-    Both measures must cover the same items in the same groups (see Measure), because each resample draws the same
+    Both measures must cover the same items in the same groups (see `Measure`), because each resample draws the same
     groups for both. Raise ValueError if the numbers of groups differ.
     """
     if after.amounts.shape != before.amounts.shape:

@@ -1,4 +1,4 @@
-"""Compute the log-probabilities of documents, of the answers in a pair, and of the options in multiple choice."""
+"""Compute the log-probabilities of documents, of chosen and rejected answers, and of multiple-choice options."""
 
 import math
 from collections.abc import Sequence
@@ -11,15 +11,18 @@ from med_model.data.prompt import END_OF_TEXT, IGNORE, IM_END, PROMPT_SHARE, Enc
 from med_model.data.records import Choice
 from med_model.model.head import label_log_probs
 
-WINDOW_OVERLAP = 0.5  # share of a window that repeats the window before: the repeated tokens are context only
-BATCH_TOKENS = 4096  # largest number of tokens per forward pass, padding included; a longer row is one batch
+# A text that does not fit into the model at once is scored in windows. At least this share of each later window
+# repeats tokens of the window before. The repeated tokens are only context.
+WINDOW_OVERLAP = 0.5
+BATCH_TOKENS = 4096  # largest number of tokens per forward pass, with padding; a row of more tokens is its own batch
 
 
 @torch.inference_mode()
 def score(model: PreTrainedModel, rows: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, int]]:
-    """Return (sum of the log-probabilities in nats, number of tokens) of the scored ids in each row.
+    """Return (sum of the log-probabilities of the scored ids in nats, number of scored ids) per row.
 
-    A row is (context ids, scored ids). The context must have at least one id.
+    A row is (context ids, scored ids). The model predicts each scored id from all ids before it, so the context must
+    have at least one id.
     """
     results: list[tuple[float, int]] = [(0.0, 0)] * len(rows)
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]) - len(rows[i][1]))
@@ -44,10 +47,10 @@ def score(model: PreTrainedModel, rows: Sequence[tuple[list[int], list[int]]]) -
 def text_bits(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
 ) -> list[tuple[float, int]]:
-    """Return (bits, UTF-8 bytes) per text. The bits are -log2 p of the text after `<|endoftext|>`.
+    """Return (bits, number of UTF-8 bytes) per text. The bits are -log2 of the text's probability.
 
-    A text that does not fit into the model's positions is scored in overlapping windows (WINDOW_OVERLAP). Each token
-    is scored once.
+    The model reads `<|endoftext|>` before the text. If both together have more tokens than the model has positions,
+    the text is scored in overlapping windows (WINDOW_OVERLAP). Even then each token is scored only once.
     """
     start_id = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
     window = model.config.n_positions
@@ -68,18 +71,18 @@ def text_bits(
 
 
 def bits_per_byte(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> float:
-    """Return the sum of -log2 p of all texts / the number of UTF-8 bytes of all texts.
+    """Return the bits of all texts, as in `text_bits`, divided by the number of their UTF-8 bytes.
 
-    This figure can compare models with different tokenizers.
+    The number of bytes does not depend on the tokenizer, so models with different tokenizers can be compared.
     """
     bits, sizes = zip(*text_bits(model, tokenizer, texts), strict=True)
     return sum(bits) / sum(sizes)
 
 
 def preference_scores(model: PreTrainedModel, pairs: Sequence[EncodedPair]) -> list[tuple[float, float, float, float]]:
-    """Return (chosen sum, rejected sum, chosen mean, rejected mean) per pair: log-probabilities in nats.
+    """Return four log-probabilities in nats per pair: (chosen sum, rejected sum, chosen mean, rejected mean).
 
-    A sum is over the tokens of an answer and its stop token. A mean is the sum / the number of these tokens.
+    A sum covers the tokens of an answer and its stop token. A mean is this sum divided by the number of these tokens.
     """
     rows = [(pair.prompt_ids, ids) for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)]
     scored = score(model, rows)
@@ -94,8 +97,8 @@ def choose(
 ) -> list[int]:
     """Return the index of the most likely option of each question.
 
-    The most likely option has the highest mean log-probability per token, over its tokens and the stop token.
-    chat: False for a base model. Raise UserError if a prompt has no room for a question.
+    This is the option with the highest mean log-probability per token. The stop token counts as one of its tokens.
+    chat: False for a base model. Raise UserError if not even an empty question fits into a chat prompt.
     """
     stop = tokenizer.convert_tokens_to_ids(IM_END if chat else END_OF_TEXT)
     rows = []

@@ -1,10 +1,12 @@
-"""Make and check records of results. All files of --json and results/*.json have this schema:
+"""Make and check records. A record is a JSON file with the results of a run.
+
+Each file in results/, and each file that a command writes for --json, is a record with this schema:
 
     {"command": ..., "commit": ..., "date": ..., "machine": ..., "versions": {library: version}, "data": [...],
      "figures": {group: {measure: {"value": ..., "low": ..., "high": ..., "n": ...}}}}
 
-A group has, for example, the figures of one model, or of the change from one model to the next. A record may have
-more keys, for example answers. `low`, `high` and `n` are null if they are not known.
+A group has, for example, the figures of one model, or the changes from one model to the next. A record may have
+more keys, for example `answers`. `low`, `high` and `n` are null if they are not known.
 """
 
 import hashlib
@@ -37,7 +39,7 @@ TYPES: dict[str, type | tuple[type, ...]] = {
 NUMBER, NUMBER_OR_NULL = (int, float), (int, float, type(None))
 FIGURE_TYPES = {"value": NUMBER, "low": NUMBER_OR_NULL, "high": NUMBER_OR_NULL, "n": (int, type(None))}
 SOURCE_TYPES = {"source": str, "sha256": str, "files": int}
-DIGEST_DIGITS = 16  # number of hexadecimal digits of a sha256 in a record
+DIGEST_DIGITS = 16  # a record has only this many of the 64 hexadecimal digits of a sha256
 
 
 def machine() -> str:
@@ -47,12 +49,12 @@ def machine() -> str:
 
 
 def as_typed(text: str) -> str:
-    """Return an absolute path inside the project relative to the project. Return any other text unchanged."""
+    """Change an absolute path inside the project into a path relative to the project. Return other texts unchanged."""
     return paths.shown(text) if Path(text).is_relative_to(paths.ROOT) else text
 
 
 def options(arguments: object) -> dict:
-    """Return {option: value} of a dataclass. Paths inside the project are relative, as in `as_typed`."""
+    """Return {option: value} of a dataclass of options. Paths in the values are changed as in `as_typed`."""
     typed = {}
     for name, value in asdict(arguments).items():
         value = as_typed(value) if isinstance(value, str) else value
@@ -62,14 +64,15 @@ def options(arguments: object) -> dict:
 
 def command_line() -> str:
     """Return the command of this process as a user would type it."""
-    module = sys.modules["__main__"].__spec__  # None if the process was not started by `python -m`
+    module = sys.modules["__main__"].__spec__  # `module` is None if the process was not started by `python -m`
     program = ["-m", module.name.removesuffix(".__main__")] if module else [paths.shown(sys.argv[0])]
     return shlex.join(["python", *program, *map(as_typed, sys.argv[1:])])
 
 
 def commit() -> str | None:
-    """Return the hash of the project's git commit. Return None if git is missing or fails, or without a repository."""
-    if not (paths.ROOT / ".git").exists():  # git must not find a repository around an unpacked archive
+    """Return the hash of the project's git commit. Return None if git or the repository is missing or git fails."""
+    # The project may be unpacked inside another repository. Then git would return the commit of the other repository.
+    if not (paths.ROOT / ".git").exists():
         return None
     try:
         done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=paths.ROOT, capture_output=True, text=True)
@@ -79,9 +82,9 @@ def commit() -> str | None:
 
 
 def described(source: str) -> dict[str, str | int]:
-    """Return an entry of `data`: the source as typed, the first digits of its sha256, and the number of its files.
+    """Return the entry of a source in the `data` of a record: name, first digits of the sha256, number of files.
 
-    The sha256 covers the bytes of all files, in the order of `find_files`. Raise UserError if the source has no data.
+    The sha256 covers the bytes of all files, in the order of `find_files`. Raise UserError as `find_files` does.
     """
     files = find_files([source])
     digest = hashlib.sha256()
@@ -93,15 +96,15 @@ def described(source: str) -> dict[str, str | int]:
 
 
 def as_json(figures: dict[str, Figure]) -> dict[str, dict[str, float]]:
-    """Return the figures in the form of a record: {measure: {"value": ..., "low": ..., "high": ..., "n": ...}}."""
+    """Return the figures as dicts, for JSON: {measure: {"value": ..., "low": ..., "high": ..., "n": ...}}."""
     return {key: shown._asdict() for key, shown in figures.items()}
 
 
 def new_record(sources: Sequence[str], figures: dict[str, dict[str, Figure]], **extra: object) -> dict:
-    """Return the record of this process.
+    """Return the record of this run: its command, machine, versions, data and figures.
 
-    sources: the data, as given to --data. figures: {group: {measure: figure}}. extra: more keys of the record.
-    Raise UserError if a source has no data, and ValueError as `check_record` does.
+    sources: files, folders or globs, as for --data. figures: {group: {measure: figure}}. A group is, for example, one
+    model. extra: more keys of the record. Raise UserError as `find_files` does, and ValueError as `check_record` does.
     """
     record = {
         "command": command_line(),
@@ -128,14 +131,17 @@ def _check_types(values: object, types: dict, name: str) -> None:
 
 
 def check_record(record: object) -> None:
-    """Raise ValueError if a record does not have the schema of this module. The error names the key."""
+    """Raise ValueError if a record does not have the schema at the top of this file, or if `low` is above `high`.
+
+    The error names the part of the record that is wrong.
+    """
     _check_types(record, TYPES, "the record")
     try:
         time.strptime(record["date"], "%Y-%m-%d")
     except ValueError as error:
         raise ValueError(f"the record: 'date' is {record['date']!r}, want YYYY-MM-DD") from error
     for source in record["data"]:
-        if not isinstance(source, str):  # in a transcribed record (docs/en/measures.md), an entry is only a text
+        if not isinstance(source, str):  # an entry is only a text in a record copied by hand (docs/en/measures.md)
             _check_types(source, SOURCE_TYPES, "an entry of 'data'")
     for library, number in record["versions"].items():
         _check_types({library: number}, {library: str}, "'versions'")

@@ -1,4 +1,4 @@
-"""Define title, number format and direction of each measure, and the title of each model."""
+"""Define the title and number format of each measure, whether higher or lower is better, and the titles of models."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,10 @@ from med_model.language import tr
 
 
 class Scale(NamedTuple):
-    """The title and number format of a measure. `better`: 1 for higher (↑), -1 for lower (↓), 0 for neither."""
+    """The title and number format of a measure.
+
+    `better` is 1 if higher values are better (↑), -1 if lower values are better (↓), and 0 if neither is better.
+    """
 
     title: str
     format: str
@@ -31,7 +34,7 @@ MEASURES = {
     "preference_accuracy_unread": Scale(tr("preference accuracy, topics never read ↑"), ".1%", 1),
     "choice_accuracy": Scale(tr("multiple choice ↑"), ".1%", 1),
 }
-SUMMARY = (  # measures that the comparison shows without --all
+SUMMARY = (  # the measures that compare_different_model.py shows without --all
     "bits_per_byte",
     "key_fact_recall",
     "stopped",
@@ -41,20 +44,21 @@ SUMMARY = (  # measures that the comparison shows without --all
     "doses_declined",
     "preference_accuracy",
 )
-FLAW = "preference_accuracy/"  # prefix of a key: preference_accuracy/vague is for pairs with the flaw `vague`
+# Beginning of the keys for flaws: `preference_accuracy/vague` is for pairs whose rejected answer has the flaw `vague`.
+FLAW = "preference_accuracy/"
 
 
 def scale(key: str) -> Scale:
-    """Return the scale of a measure by its key. Raise KeyError for an unknown key."""
+    """Return the title, format and `better` of the measure with this key. Raise KeyError for an unknown key."""
     if key.startswith(FLAW):
         return Scale(tr("preference accuracy, flaw {flaw} ↑", flaw=key.removeprefix(FLAW)), ".0%", 1)
     return MEASURES[key]
 
 
 def position(key: str) -> tuple[int, str]:
-    """Return a value to sort measures by: the order of MEASURES, flaws directly after `preference_accuracy`.
+    """Return a value to sort keys by. Sorted keys have the order of MEASURES. Raise ValueError for an unknown key.
 
-    Raise ValueError for an unknown key.
+    A key with a flaw, such as `preference_accuracy/vague`, comes directly after `preference_accuracy`.
     """
     name, _, flaw = key.partition("/")
     return list(MEASURES).index(name), flaw

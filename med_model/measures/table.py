@@ -9,15 +9,18 @@ from med_model.measures.scales import MODELS, SUMMARY, position, scale
 from med_model.screen import COLUMNS, padded, say, width, wrapped
 
 COLUMN_GAP = 2  # spaces between two columns
-MIN_COLUMN = 24  # smallest width of an answer, in terminal columns, to print answers side by side
-TITLE_COLUMNS = 60  # largest width of a measure's title, in terminal columns: a wider title is cut
+MIN_COLUMN = 24  # answers are printed side by side only if each can have at least this width in terminal columns
+TITLE_COLUMNS = 60  # largest width of the title of a measure, in terminal columns: a wider title is cut
 
 Figures = dict[str, dict[str, Figure]]  # {model: {measure: figure}}
 Changes = dict[tuple[str, str], dict[str, Figure]]  # {(model before, model after): {measure: difference}}
 
 
 def shortened(text: str, columns: int) -> str:
-    """Return the text if it is one line of at most `columns`, else the beginning of its first line and `…`."""
+    """Return the text if it is one line that fits into `columns` terminal columns.
+
+    If it is not, return the start of its first line and `…`.
+    """
     return text if width(text) <= columns and "\n" not in text else wrapped(text, columns - 1)[0] + "…"
 
 
@@ -69,7 +72,7 @@ def with_interval(key: str, shown: Figure, sign: str = "") -> str:
 def change_word(key: str, change: Figure) -> str:
     """Return a word for a difference: "same" if the 95% interval contains 0, else "better" or "worse".
 
-    For a measure without a better direction, return "changed" instead of "better" or "worse".
+    If neither higher nor lower values of the measure are better, return "changed" instead of "better" or "worse".
     """
     better = scale(key).better
     if not outside_noise(change):
@@ -92,7 +95,7 @@ def print_figures(measures: dict[str, Measure]) -> dict[str, Figure]:
 
 
 def measured_keys(figures: Figures) -> list[str]:
-    """Return the keys of the measures that at least one model has, in the order of the tables."""
+    """Return the keys of the measures that at least one model has, in the order in which tables show them."""
     return sorted({key for model_figures in figures.values() for key in model_figures}, key=position)
 
 
@@ -101,9 +104,9 @@ def _items(figures: Figures, key: str) -> str:
 
 
 def print_summary(figures: Figures, changes: Changes) -> None:
-    """Print one row per measure of SUMMARY that a model has: the value of each model, and a word for each change.
+    """Print one row per measure: the value of each model, and a word such as "better" for each change.
 
-    If no model has a measure of SUMMARY, print one row per measure that a model has.
+    Show the measures of SUMMARY that at least one model has. If there are none, show all measures of the models.
     """
     keys = measured_keys(figures)
     titles = [f"{MODELS[before]} → {MODELS[after]}" for before, after in changes]
@@ -119,11 +122,12 @@ def print_summary(figures: Figures, changes: Changes) -> None:
 def print_all(figures: Figures, changes: Changes) -> None:
     """Print one block per measure, with one row per model.
 
-    A row has the value of the model and the change from the model before, both with 95% intervals.
+    A row has the value of the model and the change from the model before it, both with 95% intervals, and a word
+    such as "better" for the change. A row without a change, for example the first, has only the value.
     """
     change_to = {after: change for (_, after), change in changes.items()}
     heading = ["", tr("value [95% CI]"), tr("change"), tr("from the row above [95% CI]")]
-    rows, titles = [heading], {}  # {index of the first row of a block: title of the block}
+    rows, titles = [heading], {}  # titles: {index of the first row of a block: title of the block}
     for key in measured_keys(figures):
         titles[len(rows)] = f"{shortened(scale(key).title, TITLE_COLUMNS)} (n = {_items(figures, key)})"
         for model, shown in figures.items():

@@ -1,12 +1,12 @@
-"""Write the card of a published model, and draw its loss curve."""
+"""Make the card (README.md) of a published model, and draw its loss curve."""
 
 from pathlib import Path
 
 
 def model_card(title: str, metrics: dict) -> str:
-    """Return the text of the card, the README.md of a published model: title, notice, and a table of `metrics`.
+    """Return the text of the card, the README.md of a published model: title, warning, table and example code.
 
-    The table has a row per number in `metrics`, and a row with an interval per figure in metrics["measures"].
+    The table has one row per number in `metrics`, and one row with a 95% interval per figure in metrics["measures"].
     The card is in Chinese and English, because a published directory has readers of both languages.
     """
     numbers = {name: (value,) for name, value in metrics.items() if isinstance(value, int | float)}
@@ -49,7 +49,7 @@ model = AutoModelForCausalLM.from_pretrained("path/to/this/directory")
 
 
 def draw_loss(log_history: list[dict], file: Path) -> None:
-    """Draw the training loss and the held-out loss over the steps. Write a PNG file.
+    """Draw the training loss and the held-out loss over the training steps. Write the picture to the PNG file `file`.
 
     log_history: the Trainer's log, one dict per entry.
     """

@@ -1,4 +1,4 @@
-"""Load and publish a model directory: a plain Hugging Face directory that is always complete."""
+"""Load and publish a model directory. It is a plain Hugging Face directory, and it is never half written."""
 
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -29,16 +29,16 @@ quiet_transformers()
 
 
 def _next_step(directory: Path) -> str:
-    """Return a sentence with the command that makes `directory`, or general advice if it is not known."""
+    """Return a sentence with the command that makes `directory`. Return general advice if the command is not known."""
     command = paths.MADE_BY.get(directory.resolve())
     return tr("Run first: {command}", command=command) if command else tr("Run the stage that makes it first.")
 
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a directory.
+    """Return the tokenizer of a directory.
 
-    Raise UserError if there is no tokenizer, or if it lacks a special token or the chat template. Also raise UserError
-    if its pad token is its end token.
+    Raise UserError if there is no tokenizer, or if it lacks a special token of this project or a chat template. Also
+    raise UserError if the same token is its pad token and its end token.
     """
     directory = Path(directory)
     name = paths.shown(directory)
@@ -68,11 +68,11 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
 
 
 def load_model(directory: str | Path, dropout: float | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return the model of a directory, in float32, on the CPU and in evaluation mode, and its tokenizer.
+    """Return the model and the tokenizer of a directory. The model is in float32, on the CPU, in evaluation mode.
 
-    dropout: the new dropout probability, or None to keep those of the model's configuration.
-    Raise UserError if the model is missing, if its vocabulary and the tokenizer's differ in size, and as
-    `load_tokenizer` does.
+    dropout: the new dropout probability, or None to keep the probabilities of the model's configuration.
+    Raise UserError if the model is missing, or if model and tokenizer have vocabularies of different sizes. Also
+    raise UserError as `load_tokenizer` does.
     """
     directory = Path(directory)
     name = paths.shown(directory)
@@ -108,7 +108,7 @@ def sampling_defaults(tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]) 
         temperature=0.7,
         top_k=40,
         top_p=0.9,
-        repetition_penalty=1.1,  # enough to break loops, but too little to suppress the name of the topic
+        repetition_penalty=1.1,  # ends loops of repeated words, but lets an answer repeat the name of its topic
         max_new_tokens=200,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.convert_tokens_to_ids(list(stops)),
@@ -119,7 +119,8 @@ def sampling_defaults(tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]) 
 def check_replaceable(directory: str | Path, overwrite: bool, marker: str) -> None:
     """Raise UserError if `directory` exists and must not be replaced.
 
-    It may be replaced only if --overwrite is given and the file `marker` shows that this project wrote it.
+    An existing directory may be replaced only if --overwrite is given and the directory has a file named `marker`.
+    Such a file shows that this project wrote the directory.
     """
     directory = Path(directory)
     name = paths.shown(directory)
@@ -151,9 +152,9 @@ def publish(
     metrics: dict,
     log_history: list[dict],
 ) -> None:
-    """Write weights, tokenizer, generation settings, metrics, history, loss curve and card to `directory`.
+    """Write a model directory: weights, tokenizer, generation settings, metrics, log, loss curve and card (README.md).
 
-    An old directory of this name stays until the new directory is complete.
+    If the directory exists already, the old one stays until the new one is complete.
     title: the heading of the card, in English. stops: the texts of the stop tokens.
     metrics: values for metrics.json and the card. log_history: the Trainer's log, one dict per entry.
     """

@@ -1,21 +1,27 @@
 """Compute the output layer and its losses in chunks of tokens. Only the logits of one chunk are in memory.
 
-At this model size three fifths of the arithmetic are in the output layer. All logits of 4 x 512 tokens over a
-vocabulary of 20,000 would take 164 MB in float32, and the loss would read them several times: that would take longer
-than the arithmetic. On a CPU, the logits of one chunk stay in the processor's cache.
+Three fifths of the arithmetic of this small model are in the output layer. All logits of 4 x 512 tokens over a
+vocabulary of 20,000 would take 164 MB in float32. The loss reads the logits several times. Reading 164 MB so often
+would take longer than the arithmetic. On a CPU, the logits of one chunk stay in the processor's cache.
 """
 
 import torch
 from torch import Tensor
 
-CHUNK_TOKENS = {"cpu": 256}  # tokens per chunk; in bfloat16, 128 are 15% slower, 512 are 2% faster but take 30 MB more
-# On other devices: GPUs need large products. With a vocabulary of 20,000, the logits of one chunk take 330 MB.
+# Tokens per chunk on a CPU. In bfloat16, chunks of 128 tokens are 15% slower. Chunks of 512 tokens are 2% faster, but
+# take 30 MB more memory.
+CHUNK_TOKENS = {"cpu": 256}
+# Tokens per chunk on other devices. A GPU is fast only with large matrix products. With a vocabulary of 20,000, the
+# logits of one chunk take 330 MB.
 DEFAULT_CHUNK_TOKENS = 4096
-SOFTMAX_ROWS = {"cpu": 64}  # rows per softmax on a CPU: few enough for the cache; other devices take the whole chunk
-SUM_ROWS = 4096  # rows of the weight gradient per addition: with all rows at once the memory peak is 25 MB higher
-# Most bytes of probabilities to keep for the backward pass. If they need more, the backward pass computes them again.
+# Tokens per softmax on a CPU: their logits fit into the cache. On other devices, one softmax takes the whole chunk.
+SOFTMAX_ROWS = {"cpu": 64}
+SUM_ROWS = 4096  # rows of the weight gradient per addition; adding all rows at once would take 25 MB more memory
+# Largest memory in bytes for the probabilities that the forward pass keeps for the backward pass. If they need more,
+# none are kept, and the backward pass computes them again.
 KEPT_PROBABILITY_BYTES = 512 * 2**20
-# Smallest probability in a logarithm. It limits the loss to 87 nats per token, and does not change the gradients.
+# The loss uses this value instead of a smaller probability, because the logarithm of 0 is infinite. So the loss is at
+# most about 87 nats per token. The gradients are not affected.
 SMALLEST_PROBABILITY = torch.finfo(torch.float32).tiny
 
 
@@ -36,15 +42,15 @@ def compute_dtype(hidden: Tensor) -> torch.dtype:
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     if total.dtype == a.dtype:
         total.addmm_(a, b)
-    else:  # total is float32 and the product is bfloat16: small parts need less memory for copies in float32
+    else:  # the product has another dtype, such as bfloat16: it is added in small parts, which need less memory
         for part, rows in zip(total.split(SUM_ROWS), a.split(SUM_ROWS), strict=True):
             part += rows @ b
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Compute the cross-entropy of a linear output layer. Forward also computes the gradient, chunk by chunk.
+    """Compute the cross-entropy of a linear output layer. Its `forward` also computes the gradient, chunk by chunk.
 
-    Only one backward pass is possible, because it changes the saved tensors in place.
+    Only one backward pass is possible, because `backward` changes the saved gradients in place.
     """
 
     @staticmethod
@@ -62,7 +68,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for tile, targets in zip(logits.split(softmax_rows), labels[part, None].split(softmax_rows), strict=True):
                 probs = torch.softmax(tile.float(), dim=-1)
                 loss -= probs.gather(1, targets).clamp_(min=SMALLEST_PROBABILITY).log_().sum()
-                # d loss / d logits = softmax - onehot, here without `divisor`. The gradient overwrites the logits.
+                # d loss / d logits = (softmax - onehot) / divisor. `backward` divides. The result overwrites `logits`.
                 probs.scatter_add_(1, targets, torch.full_like(targets, -1, dtype=probs.dtype))
                 tile.copy_(probs)
             torch.mm(logits, table, out=grad_rows[part])
@@ -80,10 +86,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 class _TokenLogProbs(torch.autograd.Function):
-    """Compute log p(label) and the entropy of each row, and whether the label is the most likely token.
+    """Compute log p(label) and the entropy of each token, and whether its label is most likely.
 
-    Forward keeps the probabilities for the backward pass if they take at most KEPT_PROBABILITY_BYTES.
-    Then only one backward pass is possible, because it changes the probabilities in place.
+    `forward` keeps the probabilities for `backward` if they take at most KEPT_PROBABILITY_BYTES.
+    Then only one backward pass is possible, because `backward` changes these probabilities in place.
     """
 
     @staticmethod
@@ -101,7 +107,8 @@ class _TokenLogProbs(torch.autograd.Function):
             targets = labels[part, None]
             probs = torch.softmax(logits, dim=-1)
             top, top_ids = logits.max(dim=1, keepdim=True)
-            log_sum = top - probs.gather(1, top_ids).log_()  # the largest probability never rounds to zero
+            # `log_sum` is logsumexp of the logits. The top token gives it: its probability never rounds to zero.
+            log_sum = top - probs.gather(1, top_ids).log_()
             log_probs[part] = (logits.gather(1, targets) - log_sum)[:, 0]
             entropy[part] = log_sum[:, 0] - torch.linalg.vecdot(probs, logits)
             is_top[part] = (top_ids == targets)[:, 0]
@@ -121,8 +128,8 @@ class _TokenLogProbs(torch.autograd.Function):
         for start in range(0, len(rows), step):
             part = slice(start, start + step)
             probs = kept_probs[start // step] if kept_probs else torch.softmax((rows[part] @ table.T).float(), dim=-1)
-            # d log p(label) / d logits = onehot - softmax. The incoming gradient is multiplied with tensors of
-            # (chunk, width), because tensors of (chunk, vocab) are larger.
+            # d log p(label) / d logits = onehot - softmax. Two minus signs cancel: one in `probs`, one in `scale`.
+            # `scale` is multiplied with tensors of (chunk, width), because tensors of (chunk, vocab) are larger.
             probs.scatter_add_(1, labels[part, None], torch.full_like(labels[part, None], -1, dtype=probs.dtype))
             minus_grad_logits = probs.to(table.dtype)
             scale = -grad_log_probs[part, None].to(table.dtype)
@@ -139,7 +146,7 @@ def linear_cross_entropy(
 
     The cross-entropy is summed over the tokens and divided by `divisor` (default: the number of tokens). A divisor
     below 1 counts as 1.
-    hidden: (tokens, width), weight: (vocab, width), labels: (tokens,). No label may be IGNORE.
+    hidden: (tokens, width), weight: (vocab, width), labels: (tokens,). No label may be IGNORE (-100).
     """
     divisor = torch.as_tensor(labels.numel() if divisor is None else divisor, device=hidden.device).clamp(min=1)
     if torch.is_grad_enabled():
@@ -149,7 +156,7 @@ def linear_cross_entropy(
 
 @torch.no_grad()
 def label_log_probs(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """Return log p(label) of each row in nats, (tokens,), without gradient.
+    """Return log p(label) of each token in nats, a tensor of shape (tokens,) without gradient.
 
     hidden: (tokens, width), weight: (vocab, width), labels: (tokens,).
     """
@@ -164,15 +171,16 @@ def label_log_probs(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
 
 
 def token_log_probs(hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return three tensors (tokens,): log p(label) in nats, the entropy in nats, and True if the label is most likely.
+    """Return log p(label) and the entropy of each token in nats, and True where the label is the most likely token.
 
-    hidden: (tokens, width), weight: (vocab, width), labels: (tokens,). Only log p(label) has a gradient.
+    These are three tensors of shape (tokens,). Only log p(label) has a gradient.
+    hidden: (tokens, width), weight: (vocab, width), labels: (tokens,).
     """
     return _TokenLogProbs.apply(hidden, weight, labels)
 
 
 class _LinearKL(torch.autograd.Function):
-    """Compute the mean KL(teacher || model) of two linear output layers. Forward also computes the gradient."""
+    """Compute the mean KL(teacher || model) of two linear output layers. Its `forward` also computes the gradient."""
 
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor) -> Tensor:
@@ -187,7 +195,7 @@ class _LinearKL(torch.autograd.Function):
             teacher_log_probs = (teacher_rows[part] @ teacher_table.T).float().log_softmax(-1)
             teacher_probs = teacher_log_probs.exp()
             divergence += torch.linalg.vecdot(teacher_probs, teacher_log_probs.sub_(log_probs)).sum()
-            # d KL / d logits = softmax - softmax of the teacher
+            # d KL / d logits = softmax of the model - softmax of the teacher
             grad_logits = log_probs.exp_().sub_(teacher_probs).div_(count).to(dtype)
             torch.mm(grad_logits, table, out=grad_rows[part])
             grad_weight += grad_logits.T @ rows[part]
@@ -204,7 +212,7 @@ class _LinearKL(torch.autograd.Function):
 def linear_kl(hidden: Tensor, weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor) -> Tensor:
     """Return the mean over tokens of KL(teacher || model) in nats, as a float32 scalar.
 
-    The model's logits are `hidden @ weight.T`, the teacher's are `teacher_hidden @ teacher_weight.T`.
+    The model's logits are `hidden @ weight.T`. The teacher's logits are `teacher_hidden @ teacher_weight.T`.
     No gradient flows to the teacher.
     hidden and teacher_hidden: (tokens, width). weight and teacher_weight: (vocab, width).
     """

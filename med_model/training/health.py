@@ -1,6 +1,6 @@
-"""Warn if a training goes wrong, early enough to stop the training. Each warning is one line and gives advice.
+"""Warn early if a training goes wrong, so that the user can stop it. Each warning is one line and gives advice.
 
-The functions `check_...` check the data before the training. TrainingHealth reads `state.log_history` during the
+The functions `check_...` check the data before the training. `TrainingHealth` reads `state.log_history` during the
 training. A checkpoint contains the log history, so a resumed run is checked with the logs of all its steps.
 """
 
@@ -16,25 +16,28 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 from med_model.errors import UserError
 from med_model.language import tr
 
-# Limits of the warnings. A value in brackets was measured in healthy runs and is far from its limit.
-SHORTENED_SHARE = 0.05  # largest share of shortened rows: a few long rows are normal
-UNSTOPPED_SHARE = 0.01  # largest share of rows without a stop token: the other rows teach the model to stop
-SMOOTHED = 3  # logs per mean: a log covers few batches, so its values are noisy
-LEAST_LOGS = 5  # number of logs that a check of the loss or of the gradient norm needs
-FALL_AFTER = 0.2  # share of all steps after which the fall of the loss is checked: the warm-up is then over
-FALL = 0.99  # largest mean of the last losses / mean of the first (0.77 to 0.84 in pre-training, 0.34 to 0.51 in SFT)
-RISE = 0.01  # largest rise of the held-out loss / its lowest value: on a plateau the rise is smaller
-# Largest rise / total drop so far. A rise must pass both limits, because RISE is too strict near a loss of 0.
+# Limits of the warnings. A number in brackets was measured in healthy runs and is far from its limit.
+SHORTENED_SHARE = 0.05  # largest share of rows shortened to --max_length: a few long rows are normal
+UNSTOPPED_SHARE = 0.01  # largest share of rows without a stop token: the other rows suffice to teach the model to stop
+SMOOTHED = 3  # number of logs to average: one log covers few batches, so its values are noisy
+LEAST_LOGS = 5  # smallest number of logs for a warning about the training loss or the gradient norm
+FALL_AFTER = 0.2  # the fall of the training loss is checked after this share of all steps: the warm-up is then over
+# Largest ratio: mean of the last losses / mean of the first losses (0.77 to 0.84 in pre-training, 0.34 to 0.51 in SFT)
+FALL = 0.99
+# Largest value of (held-out loss - its lowest value) / its lowest value. Noise causes smaller rises.
+RISE = 0.01
+# Largest value of (held-out loss - its lowest value) / (first held-out loss - its lowest value). A warning needs a
+# rise above both limits: near a loss of 0, RISE alone would be too strict.
 RISE_OF_DROP = 0.05
-SPIKE = 10  # largest gradient norm / median of the gradient norms before it (3.6)
-# Largest number of logs in the median: older logs are left out, because the gradient norm changes during a run.
+SPIKE = 10  # largest ratio: gradient norm / median of the gradient norms before it (3.6)
+# Largest number of logs in this median: older logs are left out, because the gradient norm changes during a run.
 SPIKE_LOGS = 50
 
 
 class HealthLines:
     """Collect the warnings of a run, one line per kind.
 
-    The first process prints each line once. `finish` writes all `lines` to metrics.json.
+    The first process prints each line once. At the end, `finish` in stage.py writes all `lines` to metrics.json.
     """
 
     def __init__(self):
@@ -50,12 +53,15 @@ class HealthLines:
         if kind in self._lines:
             return
         self._lines[kind] = line
-        if os.environ.get("RANK", "0") == "0":  # torchrun sets RANK
+        if os.environ.get("RANK", "0") == "0":  # the number of the process, set by torchrun
             tqdm.write(tr("Warning: {line}", line=line), file=sys.stderr)  # a plain print would break the progress bar
 
 
 def check_truncation(health: HealthLines, shortened: int, rows: int) -> None:
-    """Warn if more than SHORTENED_SHARE of the rows were shortened. `shortened` and `rows` are numbers of rows."""
+    """Warn if more than SHORTENED_SHARE of the rows were shortened. `shortened` and `rows` are numbers of rows.
+
+    In DPO each answer counts as one row.
+    """
     if shortened > SHORTENED_SHARE * rows:
         health.warn(
             "truncation",
@@ -70,7 +76,7 @@ def check_truncation(health: HealthLines, shortened: int, rows: int) -> None:
 
 
 def check_stops(health: HealthLines, labels: Iterable[list[int]], stop_ids: Collection[int]) -> None:
-    """Warn if more than UNSTOPPED_SHARE of the rows have no stop token. `labels` has one list per row."""
+    """Warn if more than UNSTOPPED_SHARE of the rows have no stop token. `labels` has one list of token ids per row."""
     stops = set(stop_ids)
     unstopped = [stops.isdisjoint(row) for row in labels]
     if sum(unstopped) > UNSTOPPED_SHARE * len(unstopped):
@@ -128,7 +134,8 @@ def recent_mean(series: list[tuple[int, float]]) -> float:
 class TrainingHealth(TrainerCallback):
     """Warn if the loss or the gradient norm of a training is not as in a healthy run.
 
-    falls: False for DPO. In a healthy DPO run the training loss changes little, and the held-out loss rises.
+    falls: whether to check that the losses fall. It is False for DPO: in a healthy DPO run the training loss changes
+    little, and the held-out loss rises.
     Raise UserError if a loss is not finite. Without fp16, also raise UserError if a gradient norm is not finite.
     """
 
@@ -148,7 +155,8 @@ class TrainingHealth(TrainerCallback):
             self._check_overfitting(args, state)
 
     def _check_finite(self, args: TrainingArguments, state: TrainerState, logs: dict[str, float]) -> None:
-        # With fp16 the first gradients may overflow. The Trainer skips these steps and lowers the loss scale.
+        # With fp16 the gradient norm is not checked. The first gradients may overflow, and this is no fault: the
+        # Trainer skips these steps, and then multiplies the loss by a smaller factor.
         keys = ("loss", "eval_loss", "train_loss", *(() if args.fp16 else ("grad_norm",)))
         for key in keys:
             if key in logs and not math.isfinite(logs[key]):
@@ -206,7 +214,8 @@ class TrainingHealth(TrainerCallback):
         (best_step, best), (step, now) = min(heldout, key=lambda point: point[1]), heldout[-1]
         until_best = [point for point in losses if point[0] <= best_step]
         limit = best + max(RISE * best, RISE_OF_DROP * (heldout[0][1] - best))
-        # In a healthy DPO run (`falls` is False) the held-out loss rises: held-out answers become less likely.
+        # There is no warning in DPO (`falls` is False): in a healthy DPO run too, held-out answers become less likely,
+        # so the held-out loss rises.
         if not self.falls or now <= limit or not until_best or recent_mean(losses) >= recent_mean(until_best):
             return
         if args.load_best_model_at_end:

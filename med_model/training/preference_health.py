@@ -12,20 +12,20 @@ from med_model.measures.likelihood import score
 from med_model.training.health import SMOOTHED, HealthLines, logged, recent_mean
 
 # Limits of the warnings. A value in brackets was measured in healthy runs and is far from its limit.
-FLAT_AFTER = 1 / 3  # share of all steps after which the margin is checked: the learning rate is then past its peak
-FLAT_MARGIN = 0.02  # smallest size of the reward margin: near 0 the sigmoid loss is ln 2, as for a guess (0.10)
-CHOSEN_FALL = -25  # lowest reward of the chosen answers / beta, in nats per answer (-8)
-ANSWER_TOKENS = 200  # longest answer in tokens, as in measures/evaluate.py
-LENGTH_DRIFT = 0.25  # largest change of the answer length / length at the start (0.02)
+FLAT_AFTER = 1 / 3  # the margin is checked after this share of all steps: the learning rate is then past its peak
+FLAT_MARGIN = 0.02  # smallest absolute reward margin: at 0 the sigmoid loss is ln 2, the loss of a guess (0.10)
+CHOSEN_FALL = -25  # lowest ratio: mean reward of the chosen answers / beta, in nats per answer (-8)
+ANSWER_TOKENS = 200  # largest length of a generated answer in tokens, as in measures/evaluate.py
+LENGTH_DRIFT = 0.25  # largest ratio: change of the mean answer length / mean answer length at the start (0.02)
 MAX_KL = 0.5  # largest KL in nats per token: a token is then 1.6 times as likely as under the reference model (0.04)
 
 
 class PreferenceHealth(TrainerCallback):
     """Warn about the rewards of DPO. A reward is beta * (log p(answer) - log p_reference(answer)).
 
-    The reward margin is reward(chosen) - reward(rejected). The margin is checked on training and held-out pairs.
-    The reward of the chosen answers is checked on training pairs only. On held-out pairs this reward falls in healthy
-    runs too: it was -1.0 on held-out pairs and 0.0 on training pairs.
+    A pair is a chosen and a rejected answer to one question. Its reward margin is reward(chosen) - reward(rejected).
+    The margin is checked on training and held-out pairs. The reward of the chosen answers is checked on training pairs
+    only. On held-out pairs this reward falls in healthy runs too: it was -1.0 there, and 0.0 on training pairs.
     """
 
     def __init__(self, health: HealthLines):
@@ -33,7 +33,8 @@ class PreferenceHealth(TrainerCallback):
 
     def on_log(self, args, state, control, logs, **kwargs):
         late = 0 < FLAT_AFTER * state.max_steps <= state.global_step
-        # A training log covers few pairs, so SMOOTHED logs are averaged. An evaluation covers all held-out pairs.
+        # A training log covers few pairs, so SMOOTHED logs are averaged. An evaluation covers all held-out pairs, so
+        # one log is enough.
         for prefix, data, count in (("", tr("training"), SMOOTHED), ("eval_", tr("held-out"), 1)):
             margins = logged(state, f"{prefix}rewards/margins")
             if f"{prefix}rewards/margins" in logs and late and len(margins) >= count:
@@ -76,16 +77,17 @@ class PreferenceHealth(TrainerCallback):
 
 
 class AnswerDrift(TrainerCallback):
-    """Measure the answers at each evaluation of DPO. Warn if the answers differ too much from the reference model's.
+    """Generate answers at each evaluation of DPO. Warn if they differ too much from the reference model's answers.
 
     Two figures are measured: the mean length of the answers in tokens, and the KL in nats per token. The KL of an
     answer is (log p(answer) - log p_reference(answer)) / number of tokens. This is the estimate k1 of Schulman 2020,
     "Approximating KL Divergence". The KL is averaged over the answers.
-    The answers are greedy. So the KL is biased, but the same model always has the same KL.
-    The answer length at the start is that of the reference model's answers. So it is the same in a resumed run.
+    The answers are decoded greedily, not sampled. So the KL is biased, but the same model always has the same KL.
+    The mean length is compared with that of the reference model's answers. DPO does not change the reference model, so
+    a resumed run compares with the same length.
     Only the first process generates answers.
 
-    prompts: one list of input_ids per question. A prompt must be shorter than the model's positions.
+    prompts: one list of input_ids per question. Each prompt must have fewer tokens than the model has positions.
     """
 
     def __init__(
@@ -101,7 +103,7 @@ class AnswerDrift(TrainerCallback):
         self.kl, self.length, self.start_length = 0.0, 0.0, 0.0
 
     def _answers(self, model: PreTrainedModel) -> list[tuple[list[int], list[int]]]:
-        """Return (prompt, answer) as input_ids, the longest prompt first. A stopped answer includes the stop token."""
+        """Return a list of (prompt, answer) as input_ids, longest prompt first. An answer includes its stop token."""
         stops = set(self.settings.eos_token_id)
         prompts, rows = sorted(self.prompts, key=len, reverse=True), []
         for start in range(0, len(prompts), BATCH_SIZE):
@@ -122,9 +124,9 @@ class AnswerDrift(TrainerCallback):
         model.train(training)
 
     def metrics(self) -> dict[str, float]:
-        """Return the values for metrics.json: the last KL in nats per token, and two mean answer lengths in tokens.
+        """Return the values for metrics.json: the KL in nats per token, and two mean answer lengths in tokens.
 
-        The first length is from the last evaluation, the second is that of the reference model.
+        The KL and the first length are from the last call of `measure`. The second length is the reference model's.
         """
         return {
             "kl_to_sft_model": self.kl,

@@ -22,7 +22,7 @@ from med_model.screen import say
 from med_model.training.muon import MuonWithAdamW
 from med_model.training.progress import Workload, count_steps
 
-FIRST_STEP_BYTES = 50_000_000  # memory that the first step adds for a batch of any size: measured with 16 tokens
+FIRST_STEP_BYTES = 50_000_000  # memory that the first step takes even for a tiny batch: measured with 16 tokens
 
 
 def check_versions() -> list[str]:
@@ -30,7 +30,7 @@ def check_versions() -> list[str]:
     lines = []
     for line in (paths.ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines():
         line = line.partition("#")[0].strip()
-        if not line or line.startswith("-"):  # "-e ." is the project itself
+        if not line or line.startswith("-"):  # an option of pip: "-e ." installs the project itself
             continue
         wanted = Requirement(line)
         try:
@@ -53,8 +53,8 @@ def check_versions() -> list[str]:
 
 
 def _optimizer_bytes(trainer: Trainer) -> int:
-    """Return the bytes of the optimizer's states: per parameter 8 for AdamW's moments, 4 for Muon's momentum."""
-    if not isinstance(trainer.optimizer, MuonWithAdamW):  # AdamW, or None until the Trainer makes AdamW
+    """Return the bytes of the optimizer's states: 8 per parameter for AdamW's two moments, 4 for Muon's momentum."""
+    if not isinstance(trainer.optimizer, MuonWithAdamW):  # it is None until the training starts: counted as AdamW
         return 8 * trainer.model.num_parameters()
     groups = trainer.optimizer.param_groups
     return sum((4 if group["muon"] else 8) * parameter.numel() for group in groups for parameter in group["params"])
@@ -64,8 +64,8 @@ def _checkpoints_at_once(training: TrainingArguments) -> int:
     """Return the largest number of checkpoints on disk at one time, including the one being written."""
     if training.save_strategy == "no":
         return 0
-    # Without a limit all checkpoints stay. They are counted only if save_steps is below 1, a share of all steps. For
-    # other values of save_steps the result is 1, which may be too low.
+    # Without a limit all checkpoints stay. If save_steps is below 1, it is a share of all steps, and 1 / save_steps
+    # checkpoints are written. Otherwise the result is 1, which may be too low.
     if not training.save_total_limit:
         return math.ceil(max(1, 1 / training.save_steps))
     # With load_best_model_at_end the best and the last checkpoint stay, even if the limit is 1.
@@ -73,7 +73,7 @@ def _checkpoints_at_once(training: TrainingArguments) -> int:
 
 
 def disk_needs(trainer: Trainer, output_model: str | Path) -> list[tuple[Path, int, int]]:
-    """Return (folder, bytes needed, bytes free) for each file system that the stage writes to.
+    """Return (folder, bytes needed, bytes free) for each file system that the training writes to.
 
     Old checkpoints count as free space: --overwrite removes them, and a resumed run replaces them.
     """
@@ -94,7 +94,7 @@ def disk_needs(trainer: Trainer, output_model: str | Path) -> list[tuple[Path, i
 
 
 def check_disk(trainer: Trainer, output_model: str | Path) -> None:
-    """Raise UserError if a file system has too little room for the checkpoints and the model of a stage."""
+    """Raise UserError if a file system has too little space for the checkpoints and the trained model."""
     fewer = "--save_total_limit 1" + (" --load_best_model_at_end False" if trainer.args.load_best_model_at_end else "")
     for folder, need, free in disk_needs(trainer, output_model):
         if free < need:
@@ -120,17 +120,18 @@ def _held_bytes(device: torch.device) -> int:
 
 
 def _kept_for_backward(model: PreTrainedModel, training: TrainingArguments, rows: int, workload: Workload) -> int:
-    """Return the bytes kept for the backward pass: `rows` rows of the longest length, and the retention tokens.
+    """Return the bytes that one batch keeps for the backward pass, without the logits and their probabilities.
 
+    The batch has `rows` rows of the longest length, and the plain text of the KL regularization (retention).
     d is n_embd, i is n_inner. m is the size in bytes of a number in matrix products: 2 under autocast, else 4.
     Each layer keeps these bytes per token:
     - 8 d for the inputs of its two norms, in float32;
     - 6 m d for the outputs of the two norms, for q, k and v, and for the output of the attention;
     - 2 m i for the input and the output of the nonlinearity;
-    - with dropout, 2 m d for its two masks.
+    - with dropout, 2 m d for the two dropout masks.
 
-    With dropout in the attention, a CPU keeps three float32 matrices (length, length) per head and layer: the
-    probabilities, the mask, and their product. The layer at work needs three more matrices per head.
+    With dropout in the attention, a CPU keeps three float32 matrices (length, length) per row, layer and attention
+    head: the probabilities, the mask, and their product. The layer being computed needs three more per row and head.
     """
     config, d, m = model.config, model.config.n_embd, 2 if training.bf16 or training.fp16 else 4
     # Read the dropout from the modules: TRL's --disable_dropout changes the modules, but not the configuration.
@@ -138,8 +139,8 @@ def _kept_for_backward(model: PreTrainedModel, training: TrainingArguments, rows
     in_attention = [name for name in active if name.endswith("attn_dropout")]
     dropout, attention_dropout = len(active) > len(in_attention), bool(in_attention)
     per_layer = 8 * d + m * (6 * d + 2 * (config.n_inner or 4 * d)) + (2 * m * d if dropout else 0)
-    # 20 d is the size of five float32 vectors per token: the embedding, the input and the output of the last norm, the
-    # input of the head, and the gradient of this input.
+    # 20 d is the size in bytes of five float32 vectors per token: the embedding, the input and the output of the last
+    # norm, the input of the output layer, and the gradient of this input.
     kept = (rows * workload.longest + workload.retention_tokens) * (config.n_layer * per_layer + 20 * d)
     if attention_dropout and training.device.type == "cpu":
         squares = rows * workload.longest**2 + workload.retention_tokens**2
@@ -148,17 +149,17 @@ def _kept_for_backward(model: PreTrainedModel, training: TrainingArguments, rows
 
 
 def memory_estimate(trainer: Trainer, workload: Workload) -> int:
-    """Return the estimated peak memory in bytes of training a GPT-2 with the chunked head on the longest rows.
+    """Return the estimated peak memory in bytes of the training of a GPT-2, with a batch of the longest rows.
 
     The estimate is the sum of the memory that the process already uses, FIRST_STEP_BYTES, and the memory for:
     - the gradients and the optimizer states;
-    - a second gradient of the embedding: the tied head has its own gradient until both are added;
+    - a second gradient of the embedding: the tied output layer has its own gradient until both are added;
     - under autocast, copies of the weights in 16 bits;
     - the activations that the layers keep for the backward pass;
-    - the logits and the probabilities of one chunk in the head, and the tensors of the KL regularization;
+    - the logits and the probabilities of one chunk of tokens, and the tensors of the KL regularization;
     - with TRL's losses, the probabilities of all tokens with a label, at most KEPT_PROBABILITY_BYTES.
 
-    The estimate assumes a label at every token. docs/en/health.md compares the estimate with measured peaks on CPUs.
+    The estimate assumes that every token has a label. docs/en/health.md compares it with measured peaks on CPUs.
     """
     model, training = trainer.model, trainer.args
     vocabulary, mixed = model.config.vocab_size, training.bf16 or training.fp16
@@ -172,8 +173,9 @@ def memory_estimate(trainer: Trainer, workload: Workload) -> int:
     head = min(tokens, chunk) * vocabulary * ((2 if mixed else 4) + (8 if by_trl else 4))
     if by_trl:
         head += min(4 * tokens * vocabulary, KEPT_PROBABILITY_BYTES)
-    # The KL regularization needs five float32 tensors (chunk, vocab), and about three tensors of the size of the
-    # embedding: one more gradient, its product per chunk, and under autocast bfloat16 copies of both embeddings.
+    # The KL regularization needs five float32 tensors (chunk, vocab). It also needs about three tensors of the size of
+    # the embedding: for its gradient, for the gradient from one chunk, and under autocast for 16-bit copies of two
+    # embeddings (the model's and the earlier model's).
     if workload.retention_tokens:
         head += min(workload.retention_tokens, chunk) * vocabulary * 20 + 3 * table
     kept = _kept_for_backward(model, training, rows, workload)
@@ -194,7 +196,7 @@ def smaller_batch(training: TrainingArguments) -> str:
 
 def _say_memory(trainer: Trainer, workload: Workload) -> None:
     device = trainer.args.device
-    # This is the number of processes that share one memory. Each GPU has one process.
+    # The number of processes that share the same memory. A GPU is used by one process only.
     processes = 1 if device.type == "cuda" else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     held, estimate = _held_bytes(device), memory_estimate(trainer, workload)
     if device.type == "cuda":

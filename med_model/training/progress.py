@@ -13,7 +13,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from med_model.language import tr
 from med_model.screen import say
 
-TIMED_STEPS = 3  # steps 2 to 4 of a run are timed: step 1 warms up, and it may have the longest batch
+TIMED_STEPS = 3  # steps 2 to 4 of a run are timed: step 1 is slow, and it may have the longest rows
 EVALUATION_SHARE = 1 / 3  # time per held-out token / time per training token: an evaluation has no backward pass
 
 
@@ -23,7 +23,7 @@ class Workload(NamedTuple):
     tokens: int  # in one epoch
     longest: int  # in the longest row
     heldout_tokens: int = 0  # in one evaluation
-    retention_tokens: int = 0  # in the plain text of one batch, for the KL regularization
+    retention_tokens: int = 0  # of plain text for the KL regularization, in one batch
 
 
 def count_steps(trainer: Trainer) -> tuple[int, int]:
@@ -48,8 +48,8 @@ def count_evaluations(training: TrainingArguments, epoch: int, steps: int) -> in
 class TimeLeft(TrainerCallback):
     """Time the first steps of this run, then print the time left. A dry run stops after these steps.
 
-    A dry run does not evaluate, save or log. Add this callback last: the Trainer's own callback sets the same control
-    flags, and must run before this one.
+    A dry run does not evaluate, save or log. Add this callback last. The Trainer's own callback sets the same control
+    flags, so it must run before this one.
     """
 
     def __init__(self, trainer: Trainer, workload: Workload, dry_run: bool):
@@ -80,7 +80,7 @@ class TimeLeft(TrainerCallback):
 
     def _print(self, training: TrainingArguments, step: int) -> None:
         tokens_per_step = self.workload.tokens / self.epoch
-        timed_tokens = self.tokens or (self.done - 1) * tokens_per_step  # self.tokens is 0 if tokens are not counted
+        timed_tokens = self.tokens or (self.done - 1) * tokens_per_step  # self.tokens is 0 if the Trainer counts none
         seconds_per_token = self.seconds / timed_tokens
         share_left = 1 - step / self.steps
         evaluations = count_evaluations(training, self.epoch, self.steps) * share_left
@@ -102,7 +102,7 @@ class ProgressLine(TrainerCallback):
 
     NAMES = {
         "loss": tr("loss"),
-        "eval_loss": tr("held-out"),  # short, so that the longest line of DPO fits into COLUMNS
+        "eval_loss": tr("held-out"),  # short, so that the longest line of DPO is not wrapped
         "rewards/accuracies": tr("accuracy"),
         "rewards/margins": tr("margin"),
     }
@@ -123,7 +123,7 @@ class ProgressLine(TrainerCallback):
         self.bar.update(state.global_step - self.bar.n)
 
     def on_log(self, args, state, control, logs, **kwargs):
-        if self.ended or not state.is_world_process_zero or "train_loss" in logs:  # the last log is a summary
+        if self.ended or not state.is_world_process_zero or "train_loss" in logs:  # the final log is a summary
             return
         self.figures |= {key: f"{logs[key]:.3f}" for key in self.NAMES if key in logs}
         tokens = state.num_input_tokens_seen - self.begin_tokens
@@ -138,12 +138,12 @@ class ProgressLine(TrainerCallback):
             say(f"[{state.global_step}/{state.max_steps}] {figures}  {left}")
 
     def on_train_end(self, args, state, control, **kwargs):
-        self.ended = True  # an evaluation after the training also calls on_log
+        self.ended = True  # then on_log ignores an evaluation after the training
         self.bar.close()
 
 
 class LogFile(TrainerCallback):
-    """Write `output_dir/log.jsonl`, one line per log. A resumed run first writes the logs of its checkpoint."""
+    """Write `output_dir/log.jsonl`, one JSON line per log. A resumed run first writes the logs of its checkpoint."""
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:

@@ -21,11 +21,12 @@ from med_model.screen import say
 def reference_scores(
     model: PreTrainedModel, pairs: Sequence[EncodedPair], training: DPOConfig
 ) -> list[tuple[float, float]]:
-    """Return (chosen, rejected) per pair: the summed log-probabilities in nats under the reference model.
+    """Return the log-probabilities of (chosen, rejected) per pair under the reference model, in nats per answer.
 
     If a file in `output_dir` has the log-probabilities, read that file. Else compute the log-probabilities, and write
-    the file. If the training uses bfloat16, so does this function, so that policy and reference are equal at the
-    start. The file name contains a hash of weights, input_ids and precision. So a file with other data is never read.
+    the file. The file name contains a hash of weights, input_ids and precision. So no file of other data is read.
+    This function uses bfloat16 if the training does. So the log-probabilities of the trained model and of the
+    reference model are equal at the start.
     """
     folder = Path(training.output_dir)
     digest = hashlib.sha256(repr((pairs, training.bf16)).encode())

@@ -1,13 +1,13 @@
-"""Keep the predictions on plain text close to those of an earlier model, by KL regularization and weight averaging.
+"""Keep a model's predictions on text close to those of an earlier model, by KL regularization and weight averaging.
 
-After fine-tuning on questions alone, a small model predicts plain text much worse (figures: docs/en/recipes.md).
-Training on the old text again does not help, because the model learns the text by heart. KL regularization helps. The
-model and an earlier model (the teacher) read the same block of the old text. The loss gets one more term: the mean
-Kullback-Leibler divergence between the two predictions (Li and Hoiem 2016, "Learning without Forgetting").
+After fine-tuning on answers alone, a small model predicts plain text much worse (figures: docs/en/recipes.md).
+Training on the pre-training text again does not help, because the model learns this text by heart. KL regularization
+helps. The model and an earlier model (the teacher) read the same piece of plain text. The loss gets one more term: the
+mean Kullback-Leibler divergence between the two predictions (Li and Hoiem 2016, "Learning without Forgetting").
 
-DPO also uses weight averaging. The published weights are a weighted mean of the weights before and after DPO. The mean
-keeps most of the gained accuracy and restores most of the lost recall (docs/en/recipes.md). The method is from
-Wortsman et al. 2022, "Robust fine-tuning of zero-shot models".
+DPO also uses weight averaging. The published weights are a weighted mean of the weights before and after DPO. With
+these weights, the model keeps most of the accuracy that it gained in DPO, and wins back most of the recall that it
+lost (docs/en/recipes.md). The method is from Wortsman et al. 2022, "Robust fine-tuning of zero-shot models".
 """
 
 from dataclasses import dataclass, field
@@ -26,12 +26,12 @@ from med_model.model.directory import load_model
 from med_model.model.head import linear_kl
 from med_model.training.stage import StageArguments
 
-RETENTION_TOKENS = 256  # tokens of plain text per batch
+RETENTION_TOKENS = 256  # tokens of plain text per batch, for the KL regularization
 
 
 @dataclass
 class RetentionArguments(StageArguments):
-    """Options of SFT and DPO, which use KL regularization. Raise UserError if the temperature is 0 or less."""
+    """Options of SFT and DPO, which use KL regularization. Raise UserError if `retention_temperature` is 0 or less."""
 
     text: list[str] | None = field(
         default=None,
@@ -66,10 +66,10 @@ class RetentionArguments(StageArguments):
 
 
 class Retention:
-    """Compute the KL term that keeps the predictions of a model close to those of its teacher.
+    """Compute the KL term of the loss. It keeps the predictions of a model close to those of a teacher.
 
-    teacher: an earlier model. blocks: the plain text. weight: factor of the KL divergence. temperature: divisor of the
-    teacher's logits.
+    teacher: an earlier model. blocks: the plain text, in blocks of equal length. weight: factor of the KL divergence.
+    temperature: divisor of the teacher's logits.
     """
 
     def __init__(self, teacher: PreTrainedModel, blocks: PackedBlocks, weight: float, temperature: float = 1.0):
@@ -77,31 +77,32 @@ class Retention:
         self.weight, self.temperature = weight, temperature
 
     def loss(self, model: PreTrainedModel) -> Tensor:
-        """Return the weighted KL(teacher || model) on a random block, in nats per token: a scalar with gradient.
+        """Return `weight` times KL(teacher || model) on a random block, in nats per token: a scalar with gradient.
 
         torch's random generator draws the block. Checkpoints save the state of the generator, so a resumed run draws
         the same blocks as a run without a break.
         """
         index = int(torch.randint(len(self.blocks), ()))
-        input_ids = self.blocks[index]["input_ids"][None].to(model.device)  # (1, block)
-        # Dropout is off: the published model runs without dropout, and a CPU is faster without dropout.
+        input_ids = self.blocks[index]["input_ids"][None].to(model.device)  # (1, tokens)
+        # `eval()` turns dropout off, because the published model runs without dropout. A CPU is also faster then.
         training = model.training
-        hidden = model.eval().base_model(input_ids=input_ids, use_cache=False).last_hidden_state[0]  # (block, width)
+        hidden = model.eval().base_model(input_ids=input_ids, use_cache=False).last_hidden_state[0]  # (tokens, width)
         model.train(training)
         with torch.no_grad():
             teacher_hidden = self.teacher.base_model(input_ids=input_ids, use_cache=False).last_hidden_state[0]
         weight = model.get_output_embeddings().weight
         teacher_weight = self.teacher.get_output_embeddings().weight
-        # The head is linear, so this division also divides the teacher's logits.
+        # The output layer is linear, so a division of its input also divides the teacher's logits.
         return self.weight * linear_kl(hidden, weight, teacher_hidden / self.temperature, teacher_weight)
 
 
 @torch.no_grad()
 def interpolate(model: PreTrainedModel, start: PreTrainedModel, share: float, embedding_share: float) -> None:
-    """Change each weight of `model` in place to `start + share * (model - start)`: weight averaging.
+    """Change each weight of `model` in place to the weighted mean `start + share * (model - start)`.
 
-    Embeddings use `embedding_share` instead of `share`. The source is Wortsman et al. 2022. Both models must have the
-    same parameters in the same order. Raise ValueError if the numbers of parameters differ.
+    The weights of embeddings use `embedding_share` instead of `share`. This weight averaging is from Wortsman et al.
+    2022. Both models must have the same parameter tensors in the same order. Raise ValueError if one model has more
+    parameter tensors than the other.
     """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
     for parameter, before in zip(model.parameters(), start.parameters(), strict=True):
@@ -112,9 +113,9 @@ def interpolate(model: PreTrainedModel, start: PreTrainedModel, share: float, em
 def new_retention(
     stage: RetentionArguments, tokenizer: PreTrainedTokenizerBase, device: torch.device
 ) -> Retention | None:
-    """Load teacher and text, and return the KL regularization of a stage. Return None if --retention is 0.
+    """Load the teacher and the plain text, and return the KL regularization. Return None if --retention is 0.
 
-    Raise UserError if there is no usable text, if the teacher cannot be loaded, or if its vocabulary is not the one of
+    Raise UserError if the text or the teacher cannot be loaded, or if the teacher's vocabulary is not that of
     `tokenizer`.
     """
     if not stage.retention:

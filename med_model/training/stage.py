@@ -30,9 +30,10 @@ from med_model.training.health import HealthLines
 from med_model.training.preflight import smaller_batch
 from med_model.training.progress import LogFile, ProgressLine, TimeLeft, Workload
 
-# A checkpoint is complete if it has all of these files, and one rng_state file per process.
+# A checkpoint is complete if none of these files is missing or empty, and if each process of the training has saved
+# the state of its random generators (rng_state*.pth).
 CHECKPOINT_FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
-# The values of these options are paths. In metrics.json, a path inside the project is relative to the project.
+# These options are paths. In metrics.json, a path inside the project folder is relative to this folder.
 DIRECTORY_OPTIONS = ("input_model", "output_model", "retention_model")
 
 
@@ -82,10 +83,11 @@ class StageArguments:
 
 
 def newest_checkpoint(output_dir: str | Path, processes: int = 1) -> Path | None:
-    """Return the complete checkpoint with the highest step, or None if there is none.
+    """Return the directory of the complete checkpoint with the highest step, or None if no checkpoint is complete.
 
-    A checkpoint is incomplete if the run ended during writing. Print one line per newer, incomplete checkpoint.
-    processes: number of processes of the training. A complete checkpoint has one rng_state file per process.
+    A run that ends while it writes a checkpoint leaves this checkpoint incomplete. Print one line for each incomplete
+    checkpoint with a higher step than the returned one.
+    processes: number of training processes. Each process saves its random state in a file of the checkpoint.
     """
     found = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
     for checkpoint in sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
@@ -101,8 +103,8 @@ def check_output(stage: StageArguments, training: TrainingArguments) -> str | No
 
     Raise UserError in these cases:
     - --output_model exists, and --overwrite is not given;
-    - --output_model exists and has no config.json;
-    - one process sees several GPUs, or the processes of torchrun would not train together;
+    - --output_model exists and is not a model directory: it has no config.json;
+    - one process sees several GPUs, or each process of torchrun would train on its own;
     - --resume is given, and there is no complete checkpoint;
     - there is an old checkpoint, and neither --resume nor --overwrite is given.
     """
@@ -165,18 +167,18 @@ def train(
 ) -> float:
     """Train, and return the time in seconds. `checkpoint` is the directory to resume from, or None for a new start.
 
-    A new start deletes old checkpoints. A dry run deletes and saves nothing, and stops after at most four steps.
-    Raise UserError if the memory of a GPU is too small. Callbacks can also raise UserError, as TrainingHealth does.
+    A new start deletes old checkpoints. A dry run deletes nothing, saves nothing, and stops after at most four steps.
+    Raise UserError if the memory of a GPU is too small. A callback can also raise UserError.
     """
     for callback in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(callback)
     if stage.dry_run:
         trainer.args.eval_on_start = trainer.args.load_best_model_at_end = False
-        trainer.args.save_total_limit = None  # else the Trainer deletes old checkpoints at the end
+        trainer.args.save_total_limit = None  # with a limit, the Trainer may delete an old checkpoint at the end
     else:
         if checkpoint is None and trainer.is_world_process_zero():
             for old in Path(trainer.args.output_dir).glob("checkpoint-*"):
-                shutil.rmtree(old)  # check_output has checked for --overwrite
+                shutil.rmtree(old)  # `check_output` has made sure that --overwrite is given
         for callback in (ProgressLine(), LogFile(), *callbacks):
             trainer.add_callback(callback)
     trainer.add_callback(TimeLeft(trainer, workload, stage.dry_run))
@@ -204,8 +206,8 @@ def finish(
 ) -> None:
     """Measure the model on `heldout`, print the figures, and publish the model. Only the first process does this.
 
-    title: the heading of the model's card. stops: the texts of the stop tokens. chat: False for a base model.
-    metrics: more values for metrics.json. Raise UserError as `evaluate` does.
+    title: the heading of the model's card (README.md). stops: the texts of the stop tokens. chat: False for a base
+    model. health: the warnings of the run. metrics: more values for metrics.json. Raise UserError as `evaluate` does.
     """
     if not trainer.is_world_process_zero():
         return
@@ -229,7 +231,7 @@ def finish(
 
 
 def _settings(trainer: Trainer, stage: StageArguments) -> dict:
-    """Return the settings for metrics.json."""
+    """Return the options of the stage and the main settings of the Trainer, for metrics.json."""
     args = trainer.args
     options = {
         name: paths.shown(value) if name in DIRECTORY_OPTIONS and value else value

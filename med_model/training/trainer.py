@@ -1,7 +1,8 @@
 """Add our output layer to the Trainers of all stages, and the KL regularization to the Trainers of SFT and DPO.
 
-TRL computes the losses of SFT and DPO. Our output layer (model/head.py) has only the logits of one chunk in memory.
-The KL regularization (retention.py) keeps the predictions on plain text close to those of an earlier model.
+Our output layer (model/head.py) keeps only the logits of one chunk of tokens in memory. In SFT and DPO, TRL computes
+the loss from the log-probabilities of this layer. The KL regularization (retention.py) keeps the predictions on plain
+text close to those of an earlier model.
 """
 
 import functools
@@ -23,9 +24,10 @@ from med_model.training.retention import Retention
 class TokenScores(ModelOutput):
     """The model's output for TRL's trainers, which call the model with `fused_lm_head=True`.
 
-    Each tensor has the shape (batch, seq - 1). At positions with the label IGNORE, each value is 0 or False.
-    log_probs and entropy are in nats. mean_logits is the mean of the logits over the vocabulary. is_top1 is True if
-    the label is the most likely token. label_mask is True if the label is not IGNORE. `loss` is None.
+    Each tensor has the shape (batch, seq - 1). At positions without loss (label IGNORE), each value is 0 or False.
+    log_probs: log p(label) in nats. entropy: the entropy of the prediction in nats. mean_logits: the mean of the
+    logits over the vocabulary. is_top1: True if the label is the most likely token. label_mask: True if the label is
+    not IGNORE. loss: None, because TRL computes the loss.
     """
 
     loss: Tensor | None = None
@@ -45,11 +47,11 @@ def _forward_with_chunked_head(
     num_items_in_batch: Tensor | int | None = None,
     **kwargs,
 ) -> ModelOutput:
-    """Return an output with the loss of the model, computed in chunks and only at positions with a label.
+    """Return a model output with the loss. Logits are computed in chunks of tokens, and only where there is a label.
 
-    With `fused_lm_head=True`, return TokenScores instead, as the head of TRL would. Without labels, return the output
-    of the model's own `forward`. Rows must be padded on the right. Causal attention never looks to the right,
-    so no mask is needed.
+    With `fused_lm_head=True`, return `TokenScores` instead: TRL computes the loss from them. Without `labels`, return
+    the output of the model's own `forward`. With `labels`, rows must be padded on the right. Causal attention never
+    looks to the right, so no token sees the padding, and `attention_mask` is not passed on.
     """
     if labels is None:
         return type(self).forward(self, *args, attention_mask=attention_mask, **kwargs)
@@ -60,7 +62,7 @@ def _forward_with_chunked_head(
     hidden = self.base_model(*args, **kwargs).last_hidden_state[:, :-1]  # (batch, seq - 1, width)
     targets = labels[:, 1:]
     mask = targets != IGNORE
-    rows, weight = hidden[mask], self.get_output_embeddings().weight  # (labelled, width), (vocab, width)
+    rows, weight = hidden[mask], self.get_output_embeddings().weight  # (labelled tokens, width), (vocab, width)
     if not fused_lm_head:
         return CausalLMOutput(loss=linear_cross_entropy(rows, weight, targets[mask], num_items_in_batch))
     log_probs, entropy, is_top = token_log_probs(rows, weight, targets[mask])
@@ -77,12 +79,12 @@ def _forward_with_chunked_head(
 
 
 def use_chunked_head(model: PreTrainedModel) -> None:
-    """Replace the model's `forward` by `_forward_with_chunked_head`. Weights and saved files do not change.
+    """Replace the model's `forward` by one that computes logits in chunks. Weights and saved files do not change.
 
     The replacement is a bound method, so that a deep copy of the model computes with the copy's weights.
     """
 
-    @functools.wraps(type(model).forward)  # the Trainer reads the names of the inputs from forward's signature
+    @functools.wraps(type(model).forward)  # keeps the signature: the Trainer reads the names of the inputs from it
     def forward(self: PreTrainedModel, *args, **kwargs) -> ModelOutput:
         return _forward_with_chunked_head(self, *args, **kwargs)
 
@@ -90,10 +92,10 @@ def use_chunked_head(model: PreTrainedModel) -> None:
 
 
 class OurTrainer:
-    """A mixin for a Trainer. It adds the chunked head and the KL regularization.
+    """A mixin for a Trainer. It adds our output layer, which works in chunks of tokens, and the KL regularization.
 
-    The head is installed after the Trainer's own __init__, because the __init__ of TRL installs a slower head.
-    retention: None to train without KL regularization.
+    The `__init__` of TRL's trainers installs another, slower output layer. So ours is installed after it.
+    retention: the KL regularization, or None to train without KL regularization.
     """
 
     def __init__(self, *args, retention: Retention | None = None, **kwargs):
@@ -102,11 +104,11 @@ class OurTrainer:
         self.retention = retention
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        # In training, return_outputs is False and `loss` is a tensor. An evaluation may get (loss, outputs).
+        # An evaluation may return a tuple (loss, outputs). In training `loss` is a tensor, and the KL term is added.
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self.retention and model.training:
-            # If num_items_in_batch is given, the Trainer does not divide the loss by the number of batches per step.
-            # The KL term is a mean per batch, so this line divides the KL term.
+            # A step adds up the gradients of its batches, so each KL term must be divided by the number of batches.
+            # If num_items_in_batch is None, the Trainer makes this division later.
             batches = 1 if num_items_in_batch is None else self.args.gradient_accumulation_steps
             loss = loss + self.retention.loss(self.model) / batches
         return loss

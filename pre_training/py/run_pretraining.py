@@ -51,18 +51,18 @@ class PretrainingArguments(TrainingArguments):
     num_train_epochs: float = 6.0  # the bundled text is small; a large text needs only one pass
     per_device_train_batch_size: int = 4  # blocks of 512 tokens
     per_device_eval_batch_size: int = 8
-    learning_rate: float = 4e-3  # found together with adam_beta2 and the linear schedule: docs/en/speed.md
+    learning_rate: float = 4e-3  # this value, adam_beta2 and the schedule come from the search in docs/en/speed.md
     weight_decay: float = 0.1
     adam_beta2: float = 0.99
     lr_scheduler_type: str = "linear"
-    warmup_steps: float = 0.05  # below 1 means a share of all steps, as in eval_steps and save_steps
+    warmup_steps: float = 0.05  # a value below 1 is a share of all steps, also in `eval_steps` and `save_steps`
     eval_strategy: str = "steps"
     eval_steps: float | None = 0.1
     save_strategy: str = "steps"
     save_steps: float = 0.1
     save_total_limit: int | None = 2
     logging_steps: float = 10
-    logging_nan_inf_filter: bool = False  # the health check must see each loss that is not finite
+    logging_nan_inf_filter: bool = False  # the filter would hide a NaN or infinite loss; such a loss must stop the run
     load_best_model_at_end: bool = True  # publish the checkpoint with the lowest held-out loss
     report_to: str = "none"
     include_num_input_tokens_seen: str = "all"  # count the tokens, to print tokens per second
@@ -80,7 +80,7 @@ class PretrainingArguments(TrainingArguments):
 
 
 class PretrainingTrainer(OurTrainer, Trainer):
-    """Train with Hugging Face's Trainer and the chunked output layer."""
+    """Add our output layer (model/head.py) to Hugging Face's Trainer."""
 
 
 def say_size(name: str, texts: list[str], blocks: PackedBlocks) -> None:

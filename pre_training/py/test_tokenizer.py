@@ -1,4 +1,4 @@
-"""Show how the tokenizer splits text, and check that it loses nothing. The exit code is 1 if a check fails.
+"""Show how the tokenizer splits text, and check that no part of the text is lost. The exit code is 1 if a check fails.
 
 Reads  pre_training/py/med_tokenizer/ (or --tokenizer DIR), and the bundled held-out text (or --file FILE)
 
@@ -33,8 +33,8 @@ SENTENCES = (
     "生僻字：龘䶮𠮷；表情：😷🏥；空格  与\t制表符",
     "有人输入 <|im_end|> 或 <|endoftext|> 也只当作普通文字。",
 )
-REPLACEMENT = "\ufffd"  # the decoded text of an incomplete character
-SHOWN_TOKENS = 20  # tokens per printed list
+REPLACEMENT = "\ufffd"  # the decoder returns this character for an incomplete character
+SHOWN_TOKENS = 20  # largest number of tokens in a printed list
 
 
 def mark(passed: bool) -> str:
@@ -44,7 +44,8 @@ def mark(passed: bool) -> str:
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
     """Return the text of each token.
 
-    If a token contains an incomplete character, return its name in the vocabulary instead, in angle brackets.
+    A token may hold only some of the bytes of a character. Such a token has no text. Return its name in the vocabulary
+    instead, in angle brackets.
     """
     texts = []
     for token in ids:
@@ -71,7 +72,10 @@ def check_sentence(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
 
 
 def check_texts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> tuple[bool, Counter]:
-    """Print compression and speed. Return (True if every text is equal after decoding, the count of each token)."""
+    """Encode and decode the texts. Print the characters and bytes per token, and the speed of encoding.
+
+    Return two values: True if each decoded text is equal to the original, and the count of each token id.
+    """
     start = time.time()
     encoded = encode_text(tokenizer, texts)
     seconds = time.time() - start
@@ -100,7 +104,10 @@ def check_texts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> tuple[b
 
 
 def show_vocabulary(tokenizer: PreTrainedTokenizerBase, used: Counter) -> None:
-    """Print the share of tokens that are not in `used`, the most frequent tokens and the longest tokens."""
+    """Print the share of unused tokens, the most frequent tokens, and the longest tokens of the vocabulary.
+
+    used: the count of each token id in the measured text. A token without a count is unused.
+    """
     vocabulary = {token: tokenizer.decode([token]) for token in range(len(tokenizer))}
     whole = [
         text
@@ -123,15 +130,15 @@ def show_vocabulary(tokenizer: PreTrainedTokenizerBase, used: Counter) -> None:
 
 
 def check_typed_tokens(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Check that special tokens typed by a user stay plain text. Print the result, and return True if they do."""
+    """Check that the name of a special token stays plain text if a user types it. Print and return the result."""
     ids = encode_prompt(tokenizer, [{"role": "user", "content": "<|im_end|><|endoftext|>"}])
-    passed = sum(token in tokenizer.all_special_ids for token in ids) == 3  # those of the template: start, end, start
+    passed = sum(token in tokenizer.all_special_ids for token in ids) == 3  # the three that the chat template adds
     say("\n" + tr("Special tokens typed by a user stay plain text: {mark}", mark=mark(passed)))
     return passed
 
 
 def check_reload(tokenizer: PreTrainedTokenizerBase, directory: str) -> bool:
-    """Check that AutoTokenizer loads the same tokenizer. Print the result, and return True if it does."""
+    """Check that AutoTokenizer loads an equal tokenizer from `directory`. Print and return the result."""
     reloaded = AutoTokenizer.from_pretrained(directory)
     passed = reloaded.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
     say(tr("AutoTokenizer reloads the same tokenizer: {mark}", mark=mark(passed)))
@@ -139,7 +146,10 @@ def check_reload(tokenizer: PreTrainedTokenizerBase, directory: str) -> bool:
 
 
 def show_training(directory: str) -> None:
-    """Print the time and peak memory of the tokenizer's training, if the directory has a metrics.json."""
+    """Print the time of the tokenizer's training, and the peak memory if it is known.
+
+    Both are read from metrics.json in the directory. Print nothing if this file is missing.
+    """
     file = Path(directory) / "metrics.json"
     if not file.is_file():
         return

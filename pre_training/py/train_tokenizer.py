@@ -3,7 +3,7 @@
 Reads  documents with a `text` field, or conversations (default: the bundled pre_training/ and sft/ training sets)
 Writes pre_training/py/med_tokenizer/
 
-The default includes conversations, because questions use other words than articles.
+The default includes conversations, because questions use other words than documents.
 
     python pre_training/py/train_tokenizer.py
     python pre_training/py/train_tokenizer.py --data my_texts/ --overwrite
@@ -34,15 +34,16 @@ DESCRIPTION = tr("Train the Chinese medical byte-level BPE tokenizer.")
 
 SPECIAL_TOKENS = [PAD, END_OF_TEXT, IM_START, IM_END]
 BYTES = 256
-# llama.cpp calls this pattern `deepseek-coder`. It separates line ends, words, punctuation, Chinese text and digits.
-# Each split divides the pieces of the split before it: 患者服用|aspirin|片|，|高血压
+# These patterns separate line ends, words, punctuation, Chinese text and digits. Each pattern splits the pieces that
+# the pattern before it has made. Example: 患者服用|aspirin|片|，|高血压. A token is never longer than a piece.
+# llama.cpp has the same patterns under the name `deepseek-coder`.
 SPLITS = (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}")
-# 24 bytes are 8 Chinese characters. Without a limit, boilerplate sentences become tokens. With a limit of 4 characters
-# instead of 8, a held-out text has a sixth more tokens.
+# 24 bytes are 8 Chinese characters. Without a limit, a clause that many texts repeat becomes one token. With a limit
+# of 4 characters instead of 8, a held-out text has a sixth more tokens.
 MAX_TOKEN_BYTES = 24
-# A merge with fewer occurrences is dropped, because the model would see the new token too rarely to learn it. Measured
-# on three departments of the bundled data: with 12 (a vocabulary of 2,830 tokens) the model found the answer to 76% of
-# unseen wordings, with 4 (6,275 tokens) to 69%.
+# A merge joins two tokens into a new token. A pair that occurs fewer than 12 times is not merged, because the model
+# would see the new token too rarely to learn it. Measured on a part of the bundled data: with 12 (a vocabulary of
+# 2,830 tokens) the model found the answer to 76% of the questions in new wordings, with 4 (6,275 tokens) to 69%.
 MIN_FREQUENCY = 12
 
 
@@ -74,18 +75,20 @@ class TokenizerArguments:
 
 
 class Corpus:
-    """Iterate over the distinct lines of the files, and count lines and bytes. Only a hash per line stays in memory.
+    """Iterate over the distinct lines of the texts in the files, and count these lines and their bytes.
 
-    If the files are larger than `max_bytes`, iterate over the lines of a random sample of the records.
+    If the files are larger than `max_bytes`, only a random sample of the records is used. Only a hash per line stays
+    in memory.
 
-    The bundled SFT data repeats an answer for each wording of its question. If repeated lines counted, clauses of an
-    answer would become tokens. No token crosses a line end, so training on lines loses nothing.
+    Repeated lines are left out, because the bundled SFT data repeats an answer for each wording of its question.
+    If the repetitions counted, clauses of answers would become tokens. No token crosses a line end, so the tokenizer
+    can learn from single lines.
     """
 
     def __init__(self, files: list[Path], max_bytes: float, seed: int):
-        # The share is estimated from the sizes on disk. A JSON file is a little larger than its text, so the sample is
-        # smaller than max_bytes. The text of a compressed Parquet file may be larger than the file, so __iter__ drops
-        # the lines after max_bytes.
+        # The share of records to use is estimated from the file sizes. A JSON file is a little larger than its text,
+        # so the sample is smaller than max_bytes. The text of a compressed Parquet file may be larger than the file,
+        # so __iter__ drops the lines after max_bytes.
         self.share = min(1.0, max_bytes / sum(file.stat().st_size for file in files))
         self.files, self.max_bytes, self.seed = files, max_bytes, seed
         self.lines = self.bytes = 0
@@ -105,7 +108,7 @@ class Corpus:
 
 
 def check_arguments(args: TokenizerArguments) -> None:
-    """Raise UserError if the output must not be replaced or the vocabulary is too small."""
+    """Raise UserError if the output directory must not be replaced, or if `vocab_size` is too small."""
     output = Path(args.output_model)
     check_replaceable(output, args.overwrite, marker="tokenizer.json")
     if (output / "config.json").exists():
@@ -125,7 +128,7 @@ def check_arguments(args: TokenizerArguments) -> None:
 
 
 def byte_level_bpe() -> Tokenizer:
-    """Return an untrained tokenizer. After training it is lossless for every text, because every byte is a token."""
+    """Return an untrained tokenizer. After training it encodes every text without loss: every byte is a token."""
     tokenizer = Tokenizer(models.BPE())
     splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in SPLITS]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -136,7 +139,7 @@ def byte_level_bpe() -> Tokenizer:
 
 
 def train_bpe(corpus: Corpus, vocab_size: int) -> PreTrainedTokenizerFast:
-    """Learn the merges from the corpus. Return the tokenizer with the special tokens and the chat template."""
+    """Learn from the corpus which tokens to merge. Return the tokenizer with special tokens and chat template."""
     tokenizer = byte_level_bpe()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -144,7 +147,7 @@ def train_bpe(corpus: Corpus, vocab_size: int) -> PreTrainedTokenizerFast:
         special_tokens=SPECIAL_TOKENS,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         max_token_length=MAX_TOKEN_BYTES,
-        show_progress=sys.stdout.isatty(),  # in a file or a pipe, the bars would be blank lines
+        show_progress=sys.stdout.isatty(),  # in a file or a pipe, the progress bars would be blank lines
     )
     tokenizer.train_from_iterator(corpus, trainer)
     trained = PreTrainedTokenizerFast(
@@ -161,13 +164,13 @@ def train_bpe(corpus: Corpus, vocab_size: int) -> PreTrainedTokenizerFast:
 
 
 def peak_megabytes() -> float | None:
-    """Return the peak memory of this process in MB, or None on Windows, which lacks `resource`."""
+    """Return the peak memory of this process in MB, or None on Windows, which lacks the module `resource`."""
     try:
         import resource
     except ImportError:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (1e6 if sys.platform == "darwin" else 1e3), 1)  # bytes on macOS, kilobytes on Linux
+    return round(peak / (1e6 if sys.platform == "darwin" else 1e3), 1)  # `peak`: bytes on macOS, kilobytes on Linux
 
 
 def print_result(corpus: Corpus, vocabulary: int, seconds: float, args: TokenizerArguments) -> None:

@@ -3,7 +3,8 @@
 Reads  base_model__after_pretraining/ and question-answer rows or conversations (default: the bundled sft/dataset/)
 Writes post_model__after_sft/ (checkpoints and log.jsonl in sft/py/med_sft_checkpoints/)
 
-The KL regularization also reads plain text (--text, by default the bundled pre-training text).
+The KL regularization (--retention) keeps the predictions on plain text (--text, by default the bundled pre-training
+text) close to those of the base model.
 
     python sft/py/sft_train.py
     python sft/py/sft_train.py --data my_answers.jsonl --num_train_epochs 2
@@ -40,8 +41,9 @@ from med_model.training.trainer import OurTrainer
 DESCRIPTION = tr("Supervised fine-tuning: teach the base model to answer.")
 BUNDLED = (paths.SFT_DATA, paths.HELDOUT_QUESTIONS)  # training data, held-out data
 
-MEASURED_QUESTIONS = 100  # largest number of held-out questions for the measures at the end
-RENDERED_HERE = ("packing", "padding_free", "assistant_only_loss")  # options that would change the rows or labels
+MEASURED_QUESTIONS = 100  # largest number of held-out questions for the measures after the training
+# These options of TRL would change the rows or their labels. To set one is an error, because `encode` makes both.
+RENDERED_HERE = ("packing", "padding_free", "assistant_only_loss")
 
 
 @dataclass
@@ -61,22 +63,23 @@ class SFTArguments(SFTConfig):
     per_device_eval_batch_size: int = 32
     learning_rate: float = 3e-3
     lr_scheduler_type: str = "cosine"
-    warmup_steps: float = 0.05  # below 1 means a share of all steps, as in eval_steps and save_steps
+    warmup_steps: float = 0.05  # a value below 1 is a share of all steps, also in `eval_steps` and `save_steps`
     eval_strategy: str = "steps"
     eval_steps: float | None = 0.2
     save_strategy: str = "steps"
     save_steps: float = 0.2
     save_total_limit: int | None = 2
     logging_steps: float = 10
-    logging_nan_inf_filter: bool = False  # the health check must see each loss that is not finite
+    logging_nan_inf_filter: bool = False  # the filter would hide a NaN or infinite loss; such a loss must stop the run
     load_best_model_at_end: bool = True
-    # Measured on held-out rows. The held-out loss is a worse choice, because a few wrong answers dominate it.
+    # Publish the checkpoint that predicts the largest share of tokens in held-out answers correctly. The held-out loss
+    # would choose a worse checkpoint, because a few wrong answers dominate this loss.
     metric_for_best_model: str | None = "mean_token_accuracy"
     report_to: str = "none"
     max_length: int | None = 512  # tokens; the model has 512 positions
     train_sampling_strategy: str = "group_by_length"  # rows of similar length need little padding
     include_num_input_tokens_seen: str = "non_padding"  # count the tokens, to print tokens per second
-    activation_checkpointing: bool | None = False  # it would save memory but cost time; this model is small
+    activation_checkpointing: bool | None = False  # it would save memory but cost time; this model needs little memory
     bf16: bool | None = None  # None: on if fp16 is off and the device has hardware for bfloat16 products
     dataloader_pin_memory: bool = torch.cuda.is_available()
     muon: bool = field(default=True, metadata={"help": MUON_HELP})
@@ -88,11 +91,11 @@ class SFTArguments(SFTConfig):
     def __post_init__(self):
         choose_precision(self)
         super().__post_init__()
-        self.dataset_kwargs = {"skip_prepare_dataset": True}  # encode() has already made the input_ids
+        self.dataset_kwargs = {"skip_prepare_dataset": True}  # `encode` makes the input_ids, not TRL
 
 
 class AnswerTrainer(OurTrainer, SFTTrainer):
-    """Train with TRL's SFT trainer, the chunked output layer and the KL regularization."""
+    """Add our output layer (model/head.py) and the KL regularization to TRL's SFT trainer."""
 
 
 def encode(
@@ -100,7 +103,8 @@ def encode(
 ) -> Dataset:
     """Return a dataset with `input_ids` and `labels`. Print its size and the numbers of shortened and left-out rows.
 
-    Add a warning to `health` if too many rows are shortened or lack a stop token. Raise UserError if no row is left.
+    A row is left out if its question leaves too little of `max_length` for its answer. Add a warning to `health` if
+    too many rows are shortened or lack a stop token. Raise UserError if no row is left.
     """
     examples = [training_example(tokenizer, messages, max_length) for messages in rows]
     kept = [example for example in examples if example is not None]

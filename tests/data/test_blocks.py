@@ -14,7 +14,7 @@ def joined(tokenizer, texts: list[str]) -> list[int]:
 
 def test_blocks_are_full_and_the_last_one_overlaps_the_one_before(tokenizer):
     ids = joined(tokenizer, TEXTS)
-    length = len(ids) // 2 - 1  # two blocks leave a rest of 2 or 3 tokens
+    length = len(ids) // 2 - 1  # 2 or 3 tokens are left after two full blocks
     blocks = PackedBlocks(tokenizer, TEXTS, length)
     expected = [ids[:length], ids[length : 2 * length], ids[-length:]]
     assert [block["input_ids"].tolist() for block in blocks] == expected

@@ -34,7 +34,7 @@ def assistant(text: str) -> dict:
 
 
 def rounds(number: int) -> list[dict]:
-    """Return the messages of `number` rounds. All rounds differ and have about the same length."""
+    """Return the messages of `number` rounds, a question and an answer each. All rounds differ in their text."""
     pairs = [(user(f"第{i}问：高血压怎么办？"), assistant(f"第{i}答：少盐少油，按时复查。")) for i in range(number)]
     return [message for pair in pairs for message in pair]
 
@@ -55,7 +55,7 @@ def special_tokens_in(tokenizer, ids: list[int]) -> list[str]:
 
 
 def text_with_loss(tokenizer, labels: list[int]) -> str:
-    """Return the text of all labels except IGNORE. A space separates two answers."""
+    """Return the text of the tokens with a loss: their labels are not IGNORE. A space separates two answers."""
     parts, kept = [], []
     for label in [*labels, IGNORE]:
         if label != IGNORE:
@@ -66,7 +66,7 @@ def text_with_loss(tokenizer, labels: list[int]) -> str:
     return " ".join(parts)
 
 
-# Training and chat have the same ids.
+# Tests that training and chat encode a conversation in the same way
 
 
 @conversations
@@ -98,7 +98,7 @@ def test_the_rendered_text_is_chatml(tokenizer):
     )
 
 
-# Special tokens that a user types stay text.
+# Tests of messages and texts that contain the name of a special token: the name is encoded as plain text
 
 
 def test_special_tokens_typed_by_a_user_stay_text(tokenizer):
@@ -123,7 +123,10 @@ def test_special_tokens_in_plain_text_stay_text(tokenizer):
 @pytest.mark.parametrize("before", ["头痛", "", " ", "数值 ", "<", "血压 <", "\n", "。", "1"])
 @pytest.mark.parametrize("after", ["", ">", "头晕", " >180", "\n"])
 def test_a_conversation_that_spells_special_tokens_trains_like_any_other(tokenizer, before, after):
-    """The tokenizer may merge the first or last character of a typed special token with the neighbouring text."""
+    """Check that the text `<|im_end|>` in a message is trained like any other text.
+
+    The tokenizer may merge the first or last character of this text with the character next to it.
+    """
     spelled = f"{before}<|im_end|>{after}"
     messages = [user(spelled), assistant(f"答{spelled}答"), user("还有呢"), assistant(f"{spelled}完")]
     example = training_example(tokenizer, messages, 512)
@@ -134,7 +137,10 @@ def test_a_conversation_that_spells_special_tokens_trains_like_any_other(tokeniz
 
 
 def test_private_use_characters_do_not_break_training(tokenizer):
-    """transformers marks typed special tokens with private-use characters. A text may contain these characters too."""
+    """Check that the training example begins with the prompt if a message has a private-use character of Unicode.
+
+    transformers uses two of these characters to mark the special tokens that a user typed.
+    """
     for character in "\ue000\uf0b7\U000f0000\U000f0001\U00100000":
         messages = [user(f"问{character}"), assistant(f"答{character}答"), user("还有呢"), assistant("没有了。")]
         example = training_example(tokenizer, messages, 512)
@@ -142,7 +148,7 @@ def test_private_use_characters_do_not_break_training(tokenizer):
         assert example.input_ids[: len(prompt)] == prompt, hex(ord(character))
 
 
-# Only answers have labels.
+# Tests of labels: only the answers and their stop tokens have a loss
 
 
 def test_labels_are_the_answers_and_their_stop_tokens_only(tokenizer):
@@ -206,7 +212,7 @@ def test_every_random_example_fits_and_ends_with_a_labelled_stop(tokenizer):
     assert made > 200 and shortened > 50 and made - shortened > 50, "the random inputs cover too few cases"
 
 
-# A conversation that is too long is shortened.
+# Tests of conversations that are too long
 
 
 def test_an_answer_that_is_too_long_is_cut_at_a_sentence_end_and_still_stops(tokenizer):
@@ -258,7 +264,7 @@ def test_a_question_that_leaves_no_room_for_an_answer_gives_no_example(tokenizer
     prompt = len(encode_prompt(tokenizer, [question]))
     for max_length in (prompt - 1, prompt, prompt + 8):
         assert training_example(tokenizer, [question, assistant(LONG_ANSWER)], max_length) is None
-    # An answer that fits into the remaining tokens still gives an example.
+    # A short answer fits after the same question, so there is an example.
     answer = encode_answer(tokenizer, "好")
     example = training_example(tokenizer, [question, assistant("好")], prompt + len(answer))
     assert example.input_ids[prompt:] == answer and not example.shortened
@@ -323,7 +329,10 @@ def five_seconds():
 @pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="needs Unix signals")
 @pytest.mark.parametrize("before", [[], [SYSTEM], rounds(1)], ids=["alone", "system", "history"])
 def test_fit_prompt_raises_an_error_if_an_empty_question_does_not_fit(tokenizer, five_seconds, before):
-    """In a chat, one token is left for the prompt if --max_new_tokens is one less than the context length."""
+    """Check two limits for the prompt: 1 token, and one token less than an empty question needs.
+
+    In a chat, the limit is 1 token if --max_new_tokens is one less than the number of positions of the model.
+    """
     frame = len(encode_prompt(tokenizer, [user("")]))
     for room in (1, frame - 1):
         with pytest.raises((UserError, ValueError, AssertionError)):

@@ -54,7 +54,7 @@ def test_a_field_that_is_not_text_is_named():
         {"messages": ROUND, "prompt": "ignored", "completion": "ignored"},
         {"conversations": [{"from": "human", "value": QUESTION}, {"from": "gpt", "value": ANSWER}]},
         {"conversations": [{"from": "user", "value": QUESTION}, {"from": "assistant", "value": ANSWER}]},
-        {"messages": None, "instruction": QUESTION, "output": ANSWER},  # Parquet fills missing columns with null
+        {"messages": None, "instruction": QUESTION, "output": ANSWER},  # Parquet stores a missing field as null
     ],
 )
 def test_conversation_of_reads_every_form_of_a_question_and_an_answer(record):

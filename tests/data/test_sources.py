@@ -131,9 +131,9 @@ def test_find_files_names_a_file_of_an_unknown_format(tmp_path):
 
 
 def hub_error(address: str, cache) -> str:
-    """Call find_files without a network. Return the error text that the user sees.
+    """Call `find_files` without a network. Return the error text that the user sees.
 
-    The call runs in a new process, because huggingface_hub reads its settings once per process.
+    huggingface_hub reads its settings only when it is imported, so the call runs in a new process.
     """
     code = "import sys; from med_model.command import run; from med_model.data.sources import find_files; "
     code += "run(lambda: find_files(sys.argv[1:]))"

@@ -76,7 +76,7 @@ def test_read_split_keeps_all_answers_to_one_question_on_one_side(tmp_path):
 
 @pytest.fixture
 def files(tmp_path):
-    """Write a training file of 200 documents, a held-out file of 3 and a user file of 100. Return the three paths."""
+    """Write three files: 200 training documents, 3 held-out documents, 100 documents of a user. Return the paths."""
     return [
         as_jsonl(tmp_path / f"{name}.jsonl", [{"text": f"{name}{number}"} for number in range(count)])
         for name, count in (("bundled", 200), ("heldout", 3), ("mine", 100))

@@ -20,9 +20,9 @@ ROUNDS = [
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory, tokenizer, random_gpt2):
-    """Publish a model with random weights and return its directory.
+    """Save a model with random weights in a model directory. Return the directory.
 
-    The weights are so large that each token depends on all earlier tokens.
+    The weights are so large that the next token depends on all earlier tokens. So another prompt changes the answer.
     """
     directory = tmp_path_factory.mktemp("chat") / "model"
     options = {"title": "Tiny", "stops": [IM_END, END_OF_TEXT], "metrics": {}, "log_history": []}
@@ -32,7 +32,7 @@ def published(tmp_path_factory, tokenizer, random_gpt2):
 
 @pytest.fixture
 def make_chat(published):
-    """Return a function that makes a Chat with the published model."""
+    """Return a function that makes a `Chat` with the model in the directory `published`."""
 
     def make(seed=None, turns=True, **options):
         model, tokenizer = load_model(published)
@@ -43,7 +43,7 @@ def make_chat(published):
 
 
 def printed_line(answer):
-    """Return the text that a test reads if a script prints `answer`. Each kind of line end is read as a newline."""
+    """Return the output that a test reads if a script prints `answer`. Python reads every line end as a newline."""
     return answer.replace("\r\n", "\n").replace("\r", "\n") + "\n"
 
 
@@ -82,7 +82,7 @@ def test_say_adds_the_pieces_so_far_to_the_history_if_it_is_stopped(make_chat):
     chat = make_chat()
     answer = chat.say("高血压怎么办？")
     beginning = next(answer) + next(answer)
-    answer.close()  # Ctrl-C also ends the generator early
+    answer.close()  # Ctrl-C in a chat also ends the answer early
     assert chat.history[1] == {"role": "assistant", "content": beginning}
 
 

@@ -6,14 +6,16 @@ from med_model.generation import decoder as decoder_module
 from med_model.generation.decoder import ROWS_FOR_OWN_HEAD, Decoder
 
 VOCABULARY, CAPACITY = 97, 40
-LENGTHS = (3, 11, 1, 7, 11, 5)  # tokens per prompt; there are more prompts than ROWS_FOR_OWN_HEAD
+# Tokens per prompt. For so many prompts, the decoder copies the output matrix (see ROWS_FOR_OWN_HEAD).
+LENGTHS = (3, 11, 1, 7, 11, 5)
 
 
 def make_model(**options) -> GPT2LMHeadModel:
     torch.manual_seed(0)
     config = {"n_positions": 64, "n_embd": 32, "n_layer": 3, "n_head": 4, "initializer_range": 0.3} | options
     model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=0, **config))
-    # At first, each norm weight is 1 and each bias is 0. A decoder that ignores these parameters would pass the tests.
+    # Change the norm weights, which are 1 in a new model, and the biases, which are 0. With the old values, a decoder
+    # that ignores these parameters would pass the tests.
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "ln_" in name or "bias" in name:
@@ -29,16 +31,16 @@ def make_prompts(lengths=LENGTHS) -> list[list[int]]:
 def expected_logits(model, prompts):
     """Return the logits after each prompt: (prompts, vocab).
 
-    The transformers model computes each prompt alone and without a cache.
+    The transformers model computes each prompt alone, from its first token on.
     """
     with torch.inference_mode():
         return torch.cat([model(torch.tensor([prompt])).logits[:, -1] for prompt in prompts])
 
 
 def compare_steps(decoder, model, prompts, steps):
-    """Append `steps` random tokens to each prompt. After each token, compare the logits with those of transformers.
+    """Append `steps` random tokens to each prompt. Return the longer prompts.
 
-    Return the prompts with the appended tokens.
+    After each token, the decoder must give the same logits as the transformers model.
     """
     for step in range(steps):
         ids = torch.randint(VOCABULARY, (len(prompts),), generator=torch.Generator().manual_seed(step))
@@ -83,7 +85,7 @@ def test_decoder_follows_the_configuration(options):
 @torch.inference_mode()
 def test_prefill_in_parts_gives_the_same_logits(monkeypatch):
     model, prompts = make_model(), make_prompts()
-    for tokens in (1, 2 * max(LENGTHS)):  # one row per part, then two rows per part
+    for tokens in (1, 2 * max(LENGTHS)):  # one prompt per part, then two prompts per part
         monkeypatch.setattr(decoder_module, "PREFILL_TOKENS", tokens)
         decoder = Decoder(model, len(prompts), CAPACITY)
         torch.testing.assert_close(decoder.prefill(prompts), expected_logits(model, prompts), rtol=0, atol=1e-4)

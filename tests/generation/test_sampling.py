@@ -9,21 +9,22 @@ from med_model.errors import UserError
 from med_model.generation.sampling import generate_answers, generate_ids, prompt_room, stream_text
 
 POSITIONS = 128
-# The tiny tokenizer encodes the rare characters and the emoji of this text as single bytes.
+# The tiny tokenizer splits each rare character and the emoji of this text into several tokens.
 RARE_TEXT = "生僻字：龘䶮𠮷，表情😷；请立即就医。"
 
 
 @pytest.fixture(scope="module")
 def model(random_gpt2):
-    """Return a GPT-2 with random weights. The weights are so large that each token depends on all earlier tokens."""
+    """Return an untrained GPT-2. The weights are so large that the next token depends on all earlier tokens."""
     return random_gpt2(POSITIONS)
 
 
 @pytest.fixture
 def recite(tokenizer):
-    """Return a function that makes a GPT-2 from a list of ids. The model generates ids[p] after position p.
+    """Return a function that makes a GPT-2 from a list `ids`. After position p, this model generates ids[p].
 
-    The position embeddings are one-hot. All weights of the token embeddings and of the layers are 0.
+    All weights of the token embeddings and of the layers are 0, and the position embeddings are one-hot. So only the
+    position decides the next token.
     """
 
     def make(ids: list[int]) -> GPT2LMHeadModel:
@@ -58,7 +59,7 @@ def settings_for(tokenizer, stops=(END_OF_TEXT,), **options):
 
 
 def generate_rows(model, prompts, settings, generator=None):
-    """Return the generated ids of each prompt. If a row stops early, pad tokens fill the rest of the row."""
+    """Return one row of generated ids per prompt. If a row stops early, pad tokens fill the rest of the row."""
     return torch.stack(list(generate_ids(model, prompts, settings, generator)), dim=1).tolist()
 
 

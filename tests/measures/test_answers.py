@@ -16,7 +16,7 @@ from med_model.measures.answers import (
 
 @pytest.fixture(scope="module")
 def model(random_gpt2):
-    """Return an untrained model. The weights are so large that each token depends on all earlier tokens."""
+    """Return an untrained model. The weights are so large that the next token depends on all earlier tokens."""
     return random_gpt2(128)
 
 
@@ -49,7 +49,7 @@ def test_answer_measures_are_means_and_key_facts_count_only_questions_with_facts
             "key_fact_recall": 0.4,
             "stopped": 2 / 3,
             "repeated_4grams": 0.2,
-            "distinct_2grams": 3 / 4,  # 一二 occurs in two answers
+            "distinct_2grams": 3 / 4,  # 3 of the 4 sequences of two characters are different: 一二 occurs twice
             "characters": 2.0,
         }
     )

@@ -17,7 +17,7 @@ LONG_TEXT = "高血压患者要少盐少油，多吃蔬菜；糖尿病怎么办�
 
 @pytest.fixture(scope="module")
 def model(random_gpt2):
-    """Return an untrained model. The weights are so large that each token depends on all earlier tokens."""
+    """Return an untrained model. The weights are so large that the next token depends on all earlier tokens."""
     return random_gpt2(POSITIONS)
 
 
@@ -52,7 +52,7 @@ def test_bits_per_byte_counts_each_token_once_in_a_text_longer_than_the_window(i
         POSITIONS,
         POSITIONS + 1,
         tokens,
-    ):  # four lengths near one window, and one of several windows
+    ):  # in tokens: four lengths near one window of POSITIONS tokens, and one of several windows
         text = tokenizer.decode(encode_text(tokenizer, LONG_TEXT)[:length]).rstrip("\ufffd")
         expected = len(encode_text(tokenizer, text)) * math.log2(len(tokenizer)) / len(text.encode())
         assert bits_per_byte(indifferent_model, tokenizer, [text]) == pytest.approx(expected, rel=1e-5)
@@ -79,7 +79,7 @@ def test_score_gives_rows_in_a_batch_the_same_as_alone(model, tokenizer, monkeyp
     for prompt, answer in rows:
         log_probs = next_log_probs(model, prompt + answer)[-len(answer) :]
         expected.append((pytest.approx(sum(log_probs), rel=1e-5), len(answer)))
-    for batch_tokens in (1, 120, 4096):  # one row per batch; batches of 1, 3 and 1 rows; one batch
+    for batch_tokens in (1, 120, 4096):  # 1: one row per batch; 120: batches of 1, 3 and 1 rows; 4096: one batch
         monkeypatch.setattr(likelihood, "BATCH_TOKENS", batch_tokens)
         assert score(model, rows) == expected
 

@@ -17,7 +17,7 @@ RESULTS = sorted((ROOT / "results").glob("*.json"))
 
 @pytest.fixture(scope="module")
 def complete():
-    """Return a record with one source, one figure, and one key that is not in the schema."""
+    """Return a record of results: one data file, one figure, and the key `answers`, which is not in the schema."""
     return new_record([paths.CHOICES], {"base": {"stopped": Figure(0.5, 0.25, 0.75, 4)}}, answers=["答"])
 
 

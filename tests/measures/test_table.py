@@ -22,9 +22,10 @@ KEYS = [*MEASURES, FLAW + "vague", FLAW + LONG_FLAW]
 
 
 def measured(key: str, number: int) -> Measure:
-    """Return the measure `key` of 1,000 random items for the model `number`: 0, 1 or 2.
+    """Return the measure `key` of 1,000 random items for the model with the index `number`: 0, 1 or 2.
 
-    The expected values for the three models are -500, 0 and 500 nats for a margin, and 0, 0.5 and 1 for the others.
+    For these models, the mean of a margin is about -500, 0 and 500 nats. For other measures the mean is about 0, 0.5
+    and 1.
     """
     rng = np.random.default_rng(number)
     if "margin" in key:
@@ -34,7 +35,7 @@ def measured(key: str, number: int) -> Measure:
 
 @pytest.fixture(scope="module")
 def comparison():
-    """Return {model: {measure: figure}} and {(before, after): {measure: difference}} of three models."""
+    """Return {model: {measure: figure}} and {(model, next model): {measure: difference}} of three models."""
     models = {model: {key: measured(key, number) for key in KEYS} for number, model in enumerate(MODELS)}
     figures = {model: {key: figure(one) for key, one in measures.items()} for model, measures in models.items()}
     changes = {

@@ -25,7 +25,7 @@ def model(model_directory):
 
 @pytest.fixture
 def publish_to(model, tokenizer):
-    """Return a function that publishes the model and the tokenizer in a directory."""
+    """Return a function that writes the model and the tokenizer into a directory with `publish`."""
 
     def publish_model(directory, metrics=None):
         metrics = {"heldout_loss": 4.5} if metrics is None else metrics

@@ -25,8 +25,8 @@ def test_start_at_token_frequencies_predicts_each_token_at_its_frequency_in_the_
     with torch.no_grad():
         predicted = model(input_ids=blocks[0]["input_ids"][None]).logits.log_softmax(-1)[0]  # (seq, vocab)
     assert expected.std() > 0.5, "the frequencies must differ, or the test proves nothing"
-    # The random weights still add noise to the logits. The standard deviation of this noise is 0.32: the norm of the
-    # final hidden state (16) times the standard deviation of the weights (0.02).
+    # The random weights add noise to the logits. The limit 0.32 is the standard deviation of this noise: the norm of
+    # the final hidden state (16) times the standard deviation of the weights (0.02).
     assert (predicted - expected).abs().mean() < 0.32
     assert torch.corrcoef(torch.stack([predicted.mean(0), expected]))[0, 1] > 0.95
 

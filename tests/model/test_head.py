@@ -16,13 +16,13 @@ TOKENS, WIDTH, VOCABULARY = 23, 16, 50
 
 @pytest.fixture(autouse=True)
 def chunks_smaller_than_the_data(monkeypatch):
-    monkeypatch.setitem(CHUNK_TOKENS, "cpu", 7)  # 23 rows make three full chunks and one chunk of 2 rows
+    monkeypatch.setitem(CHUNK_TOKENS, "cpu", 7)  # 23 tokens make three full chunks and one chunk of 2 tokens
     monkeypatch.setitem(SOFTMAX_ROWS, "cpu", 3)
 
 
 @pytest.fixture
 def head():
-    """Return hidden (tokens, width), weight (vocab, width) and labels (tokens,).
+    """Return random tensors: `hidden` (tokens, width), `weight` (vocab, width) and `labels` (tokens,).
 
     `hidden` and `weight` require gradients.
     """
@@ -41,7 +41,7 @@ def test_linear_cross_entropy_and_its_gradients_equal_those_of_torch(head, divis
     expected = cross_entropy(hidden @ weight.T, labels, reduction="sum") / (TOKENS if divisor is None else 40)
     loss = linear_cross_entropy(hidden, weight, labels, divisor)
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=0)
-    # The factor 3 makes the incoming gradient 3 instead of 1.
+    # With the factor 3, the backward pass receives the gradient 3, not 1. If it ignores this gradient, the test fails.
     for gradient, wanted in zip(
         gradients(3 * loss, hidden, weight), gradients(3 * expected, hidden, weight), strict=True
     ):

@@ -15,7 +15,8 @@ from med_model.model.quiet import LENGTH_WARNING, PADDING_ADVICE
 def library_log():
     """Return a list that collects the messages of transformers during a test.
 
-    The caplog fixture may miss these messages: outside CI, transformers does not propagate its log records.
+    The caplog fixture may miss these messages: it reads the root logger, and outside CI transformers does not pass its
+    log records to the root logger.
     """
     messages = []
     handler = logging.Handler()
@@ -65,9 +66,9 @@ def test_a_checkpoint_that_lacks_another_weight_still_warns(model_directory, loa
 
 
 def message_source(logger_name: str, filtered: bool, monkeypatch) -> logging.Logger:
-    """Return a logger of transformers, without its filters if `filtered` is False.
+    """Return a logger of transformers. If `filtered` is False, remove its filters.
 
-    Without the filters, a test can see that the library still logs the message that a filter hides.
+    Without the filters, the test checks that the library really logs the message that a filter hides.
     """
     logger = logging.getLogger(logger_name)
     if not filtered:

@@ -1,4 +1,4 @@
-"""Make small trainers and rows, and replay logs, for the tests of this folder."""
+"""Make small trainers and small training data for the tests of this folder, and give prepared logs to callbacks."""
 
 import copy
 from types import SimpleNamespace
@@ -35,7 +35,7 @@ PLAIN = {
 
 
 def random_ids(count: int, shortest: int, longest: int, vocabulary: int) -> list[list[int]]:
-    """Return `count` rows of random ids. The seed is `count`, so equal arguments give equal rows."""
+    """Return `count` rows of random token ids. The seed is `count`, so equal arguments give equal rows."""
     numbers = np.random.default_rng(count)
     return [
         numbers.integers(4, vocabulary, size).tolist() for size in numbers.integers(shortest, longest + 1, size=count)
@@ -43,7 +43,7 @@ def random_ids(count: int, shortest: int, longest: int, vocabulary: int) -> list
 
 
 def random_blocks(vocabulary: int, count: int = 40) -> list[dict[str, torch.Tensor]]:
-    """Return `count` blocks of LONGEST random ids. The labels equal the input_ids."""
+    """Return `count` blocks: rows of exactly LONGEST random token ids. The labels equal the input_ids."""
     return [
         {"input_ids": torch.tensor(ids), "labels": torch.tensor(ids)}
         for ids in random_ids(count, LONGEST, LONGEST, vocabulary)
@@ -65,10 +65,9 @@ def rows_of(stage: str, vocabulary: int) -> Dataset | list[dict[str, torch.Tenso
 def small_trainer(
     stage: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: object, **options: object
 ) -> Trainer:
-    """Return the trainer of a stage. Its class and optimizer are those of the stage's script.
+    """Return the trainer of a stage, with the class and the optimizer that the stage's script uses.
 
-    SFT and DPO have KL regularization. The model must have dropout 0.1. By default, rows of similar length are in one
-    batch.
+    SFT and DPO use KL regularization. The model must have dropout 0.1. By default, a batch has rows of similar length.
     """
     assert model.config.resid_pdrop == model.config.attn_pdrop == 0.1
     expect_tied_head(model)
@@ -105,7 +104,7 @@ def small_trainer(
 
 
 def workload_of(trainer: Trainer) -> Workload:
-    """Return the Workload of a trainer that `small_trainer` made."""
+    """Return the token counts of the training data of a trainer. `small_trainer` must have made the trainer."""
     if isinstance(trainer, dpo_train.PreferenceTrainer):
         columns = [trainer.train_dataset[key] for key in EncodedPair._fields]
         return dpo_train.workload_of([EncodedPair(*ids) for ids in zip(*columns, strict=True)], [], 0)
@@ -116,12 +115,12 @@ def workload_of(trainer: Trainer) -> Workload:
 def train_stage(
     trainer: Trainer, dry_run: bool = False, checkpoint: str | None = None, callbacks: tuple = ()
 ) -> float:
-    """Train with `stage.train`, as the scripts do. Return the seconds of the training."""
+    """Train as the scripts do. Return the time in seconds. `checkpoint` is the directory to resume from."""
     return train(trainer, StageArguments(dry_run=dry_run), WORKLOAD, checkpoint, callbacks)
 
 
 def pair_of(disease: str) -> dict:
-    """Return a pair in the format of TRL: a question, a good answer and a bad answer."""
+    """Return a preference pair in the format of TRL: a question, a good answer and a bad answer."""
     question, good, bad = f"{disease}怎么办？", ADVICE[2], ADVICE[1]
     turns = {"prompt": ("user", question), "chosen": ("assistant", good), "rejected": ("assistant", bad)}
     return {name: [{"role": role, "content": text}] for name, (role, text) in turns.items()}
@@ -133,9 +132,9 @@ PAIRS = [pair_of(disease) for disease in DISEASES]
 def replay(
     callback: TrainerCallback, entries: list[dict], max_steps: int, history: tuple = (), **args: object
 ) -> list[str]:
-    """Give the callback the logs in `entries`, one per step. Return the warnings of the callback.
+    """Call `on_log` of the callback with each log in `entries`, one log per step. Return the callback's warnings.
 
-    `history` has the logs of the steps before a resume. The callback reads them in the log history only.
+    `history` has the logs from before a resume. They are in the log history, but `on_log` is not called for them.
     """
     state = TrainerState(log_history=[*history], max_steps=max_steps)
     training = SimpleNamespace(

@@ -1,7 +1,7 @@
-"""Check training/health.py.
+"""Check the warnings of training/health.py.
 
-Tests of TrainingHealth train a tiny model if a few steps can cause the warning. Otherwise, they give prepared logs to
-the callback. The other tests train nothing.
+The checks of the data run without a training. The callback TrainingHealth warns during a training. If a few steps can
+cause a warning, the test trains a tiny model. Otherwise the test gives prepared logs to the callback.
 """
 
 import re
@@ -100,7 +100,7 @@ def test_check_stops_counts_rows_without_a_stop_among_their_labels(tokenizer):
     cut = [row[:-1] for row in whole]
     health = HealthLines()
     check_stops(health, whole, stops)
-    check_stops(health, [*whole * 7, cut[0]], stops)  # 1 of 113 rows has no stop
+    check_stops(health, [*whole * 7, cut[0]], stops)  # 1 of 113 rows has no stop token: below the limit of 1%
     assert not health.lines
     check_stops(health, whole + cut, stops)
     assert "16 of 32 rows (50%)" in health.lines[0] and "not learn to stop" in health.lines[0]
@@ -195,14 +195,14 @@ def test_training_health_warns_of_a_loss_that_does_not_fall_unless_it_need_not(m
     ("values", "max_steps", "warned"),
     [
         ([5.0] * 4, 4, False),  # too few logs to judge
-        ([5.0] * 19, 100, False),  # still in the first fifth of the steps
+        ([5.0] * 19, 100, False),  # no check in the first fifth of the steps
         ([5.0] * 20, 100, True),
         ([5.0, 5.0, 5.0, 4.96, 4.96, 4.96], 30, True),
         ([5.0, 5.0, 5.0, 4.94, 4.94, 4.94], 30, False),
         ([5.0, 3.0, 2.0, 1.0, 4.0, 6.0, 7.0], 7, True),  # the loss falls and rises again
-        # In SFT, the first batches may have long rows, and the later ones short rows.
+        # In SFT the loss jumps, because the rows of some batches are longer. But on average the loss falls.
         ([5.5, 3.9, 3.7, 0.8, 2.4, 1.6, 0.4, 1.5, 0.3, 0.9], 10, False),
-        # The loss falls slowly, and the last logs are high.
+        # The loss falls slowly and with jumps. The last 3 logs are high, but the mean of the last 6 is not.
         ([5 - 0.03 * i + i // 3 % 2 for i in range(30)], 150, False),
     ],
 )
@@ -239,7 +239,7 @@ def test_training_health_warns_of_the_gradient_spike_of_a_strange_row(model, tex
         ([1.0] * 5 + [9.9], False),
         ([1.0] * 5 + [10.1], True),
         ([1.0] * 4 + [99.0], False),  # too few logs for a median
-        ([9.0] * 60 + [1.0] * 26 + [11.0], True),  # the median of the last 50 logs is 1
+        ([9.0] * 60 + [1.0] * 26 + [11.0], True),  # the median of the 50 logs before 11.0 is 1
         ([9.0] * 60 + [1.0] * 24 + [11.0], False),
     ],
 )
@@ -266,7 +266,7 @@ def test_training_health_warns_of_a_rising_held_out_loss_while_the_training_loss
 
 
 def epochs(training: list[float], heldout: list[float]) -> list[dict]:
-    """Return the logs of all epochs. Each epoch has three logs of its training loss and one of its held-out loss."""
+    """Return the logs of all epochs: per epoch, three equal logs of training loss, then one log of held-out loss."""
     return [
         entry
         for loss, eval_loss in zip(training, heldout, strict=True)

@@ -1,4 +1,4 @@
-"""Compare the optimizer of training/muon.py with Muon and AdamW of torch."""
+"""Check the optimizer of training/muon.py, and compare its updates with those of torch's Muon and AdamW."""
 
 import copy
 import io
@@ -38,7 +38,7 @@ def is_layer_matrix(name):
 def test_orthogonalized_brings_singular_values_near_one_and_keeps_the_directions(shape):
     torch.manual_seed(0)
     matrices = torch.randn(shape)
-    if shape == (1, 32, 32):  # a random square matrix may be nearly singular
+    if shape == (1, 32, 32):  # without the next line, a singular value could be too near 0 to be brought to 1
         matrices += 20 * torch.eye(32)
     left, _, right = torch.linalg.svd(matrices, full_matrices=False)
     in_their_directions = left.mT @ orthogonalized(matrices) @ right.mT

@@ -20,7 +20,7 @@ POSITIONS, ROW_TOKENS = 256, 64
 
 @pytest.fixture(scope="module")
 def answering_model(tokenizer, random_gpt2, tmp_path_factory):
-    """Return a tiny model after SFT on both answers of each of the PAIRS. The tests must not change the model."""
+    """Return a tiny model after SFT on all answers of PAIRS, chosen and rejected. Tests must not change the model."""
 
     def row(conversation: list[dict]) -> dict:
         ids, labels, _ = training_example(tokenizer, conversation, ROW_TOKENS)
@@ -42,8 +42,8 @@ def answering_model(tokenizer, random_gpt2, tmp_path_factory):
 def prefer(tokenizer, answering_model, tmp_path):
     """Return a function that trains a copy of `answering_model` by DPO.
 
-    The callbacks are TrainingHealth, PreferenceHealth and AnswerDrift. The function returns the HealthLines and the
-    AnswerDrift of the run.
+    The callbacks are TrainingHealth, PreferenceHealth and AnswerDrift. The function returns the collected warnings
+    (HealthLines), and the AnswerDrift, which has measured the answers.
     """
 
     def run(**options) -> tuple[HealthLines, AnswerDrift]:
@@ -76,7 +76,7 @@ def prefer(tokenizer, answering_model, tmp_path):
 
 
 def rewards(chosen: float, rejected: float, times: int = 1, prefix: str = "") -> list[dict]:
-    """Return `times` equal logs of the rewards."""
+    """Return `times` equal logs of the two rewards and their margin. For held-out pairs, `prefix` must be `eval_`."""
     values = {"chosen": chosen, "rejected": rejected, "margins": chosen - rejected}
     return [{f"{prefix}rewards/{name}": value for name, value in values.items()}] * times
 
@@ -112,9 +112,9 @@ def test_preference_health_warns_of_falling_chosen_answers_and_of_drift_at_a_hug
 @pytest.mark.parametrize(
     ("entries", "warned"),
     [
-        (rewards(0.01, 0.0, 9), None),  # 9 steps are less than a third of 30
+        (rewards(0.01, 0.0, 9), None),  # 9 steps are less than a third of 30: no check yet
         (rewards(0.01, 0.0, 10), "on training pairs is 0.0100 at step 10"),
-        (rewards(0.0, 0.01, 10), "on training pairs is -0.0100 at step 10"),  # equally close to 0, but negative
+        (rewards(0.0, 0.01, 10), "on training pairs is -0.0100 at step 10"),  # a margin of -0.01 is near 0 too
         (rewards(0.03, 0.0, 10), None),
         (rewards(0.0, 0.03, 10), None),
         (rewards(0.03, 0.0, 10) + rewards(0.01, 0.0, prefix="eval_"), "on held-out pairs is 0.0100 at step 11"),
@@ -136,10 +136,10 @@ def test_preference_health_ignores_an_evaluation_before_the_training():
         (0.02, rewards(-0.6, -2.0, 3), True),
         (0.02, rewards(-0.6, -2.0, 2), False),  # too few logs
         (0.02, rewards(-0.4, -2.0, 3), False),
-        (0.02, rewards(-0.6, 0.1, 3), False),  # the rejected answers become more likely: this is a different fault
+        (0.02, rewards(-0.6, 0.1, 3), False),  # the rejected answers become more likely: a fault not checked here
         # on held-out pairs, the reward of the chosen answers falls in healthy runs too
         (0.02, rewards(-1.3, -2.0, 3, prefix="eval_"), False),
-        (0.005, rewards(-0.15, -2.0, 3), True),  # -0.15 / 0.005 is -30 nats, as -0.6 / 0.02 in the first case
+        (0.005, rewards(-0.15, -2.0, 3), True),  # reward / beta is -30 nats, as in the first case
         (0.005, rewards(-0.1, -2.0, 3), False),
     ],
 )
@@ -152,7 +152,7 @@ def test_preference_health_warns_of_chosen_answers_that_fall_by_many_nats(beta, 
 
 @pytest.fixture
 def drifted(tokenizer, answering_model):
-    """Return an AnswerDrift before the training, and a model that differs from the reference model."""
+    """Return an AnswerDrift with `answering_model` as reference model, and a copy of this model with other weights."""
     prompts = [encode_prompt(tokenizer, pair["prompt"]) for pair in PAIRS[::3]]
     moved = copy.deepcopy(answering_model)
     generator = torch.Generator().manual_seed(0)

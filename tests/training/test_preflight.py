@@ -1,4 +1,4 @@
-"""Check training/preflight.py: it prints lines before a training, and raises an error if the disk is too small."""
+"""Check training/preflight.py: the lines printed before a training, and the error if the disk is too full."""
 
 import shutil
 from types import SimpleNamespace
@@ -48,7 +48,9 @@ def set_free_disk(monkeypatch, free: int) -> None:
 def test_check_disk_stops_at_one_byte_too_little_and_names_the_options(new_trainer, monkeypatch, tmp_path):
     trainer = new_trainer("dpo", save_strategy="steps", save_total_limit=2)
     weights = 4 * trainer.model.num_parameters()
-    need = 3 * 3 * weights + weights  # 3 checkpoints, each with the weights and two moments, and the published model
+    # While the third checkpoint is written, the first two still exist. Each checkpoint has the weights and the two
+    # moments of AdamW, each as large as the weights.
+    need = 3 * 3 * weights + weights  # the last term is the published model
     set_free_disk(monkeypatch, need)
     preflight.check_disk(trainer, tmp_path / "new" / "model")
     monkeypatch.setattr(preflight, "_gb", lambda size: f"{size} bytes")
@@ -111,7 +113,8 @@ def test_memory_estimate_grows_with_the_batch_and_includes_the_process(new_train
     assert estimate("sft") > plain  # SFT keeps the probabilities until the backward pass
     assert estimate("sft", retention_tokens=64) > estimate("sft")
     sizes = [estimate("sft", longest=longest) for longest in (64, 128, 192)]
-    assert sizes[2] - sizes[1] > sizes[1] - sizes[0]  # attention with dropout on a CPU needs quadratic memory
+    # On a CPU, the memory of attention with dropout grows with the square of the length.
+    assert sizes[2] - sizes[1] > sizes[1] - sizes[0]
 
     def four_more(stage: str, **options: object) -> int:
         return estimate(stage, per_device_train_batch_size=8, **options) - estimate(
@@ -128,8 +131,8 @@ def test_memory_estimate_counts_the_weights_once(new_trainer, monkeypatch):
     weights, config = 4 * trainer.model.num_parameters(), trainer.model.config
     table = 4 * config.vocab_size * config.n_embd
     rest = preflight.memory_estimate(trainer, Workload(tokens=0, longest=0)) - preflight.FIRST_STEP_BYTES
-    # The process holds the weights already. The training adds a gradient of all weights (`weights` bytes), the state
-    # of the optimizer, and a second gradient of the embedding (`table` bytes).
+    # The weights are in the memory that the process already uses, so they are not added again. The training adds the
+    # gradients (`weights` bytes), the state of the optimizer, and a second gradient of the embedding (`table` bytes).
     assert rest == weights + preflight._optimizer_bytes(trainer) + table
 
 

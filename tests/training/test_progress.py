@@ -118,7 +118,8 @@ def announced(monkeypatch) -> dict[str, float]:
 )
 def test_time_left_is_within_a_factor_of_three_of_the_real_one(stage, counted, new_trainer, announced):
     ratios = []
-    while not ratios or (len(ratios) < 4 and not 1 / 3 < ratios[-1] < 3):  # another program may slow down the run
+    # Train up to 4 times: another program may slow down a training.
+    while not ratios or (len(ratios) < 4 and not 1 / 3 < ratios[-1] < 3):
         trainer, clock = new_trainer(stage, max_steps=20, include_num_input_tokens_seen=counted), Clock()
         trainer.add_callback(clock)
         trainer.add_callback(TimeLeft(trainer, workload_of(trainer), dry_run=False))
@@ -268,7 +269,7 @@ def show(
 ) -> ProgressLine:
     """Give the logs to a new ProgressLine, each log after one step of 100 tokens. Return the ProgressLine.
 
-    done: number of steps before the first log. steps: number of steps of the whole run.
+    done: number of steps before a resume. steps: number of steps of the whole run.
     """
     monkeypatch.setattr(sys, "stderr", stderr)
     args = SimpleNamespace(disable_tqdm=False)
@@ -303,7 +304,7 @@ def test_progress_line_prints_a_line_per_log_without_a_terminal(monkeypatch, cap
 
 def test_a_line_of_a_long_dpo_run_fits_on_the_screen(monkeypatch, capsys):
     logs = [{"loss": 2.345, "rewards/accuracies": 0.75, "rewards/margins": 12.345}, {"eval_loss": 12.345}]
-    monkeypatch.setattr(progress.time, "time", itertools.count(0, 0.05).__next__)  # 2,000 tokens per second
+    monkeypatch.setattr(progress.time, "time", itertools.count(0, 0.05).__next__)  # a step of 100 tokens takes 0.05 s
     show(logs, io.StringIO(), monkeypatch, done=1_233, steps=9_999)
     _, last = capsys.readouterr().out.splitlines()
     figures = "loss 2.345  held-out 12.345  accuracy 0.750  margin 12.345  tokens/s "

@@ -1,4 +1,4 @@
-"""Check training/reference.py: the log-probabilities of the reference model, and the file of these values."""
+"""Check training/reference.py: the log-probabilities under DPO's reference model, and the file that keeps them."""
 
 import copy
 from types import SimpleNamespace

@@ -13,7 +13,7 @@ from med_model.training.retention import Retention, RetentionArguments, interpol
 
 @pytest.fixture
 def stage(model_directory, tmp_path):
-    """Return the options of a stage. The stage starts from the tiny model and uses a text written for the test."""
+    """Return the options of a stage with KL regularization: a tiny model as input, and a short file as text."""
     (tmp_path / "text.txt").write_text("高血压患者要少盐少油。" * 90, encoding="utf-8")
     return RetentionArguments(text=[str(tmp_path / "text.txt")], input_model=str(model_directory))
 

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("wide_screen")
 
 
 def write_checkpoint(folder, step: int, left_out: str = "", processes: int = 1):
-    """Write a checkpoint with one byte per file, but leave out the file `left_out`. Return the folder."""
+    """Write a checkpoint with one byte per file, without the file `left_out`. Return the checkpoint directory."""
     checkpoint = folder / f"checkpoint-{step}"
     checkpoint.mkdir(parents=True)
     for name in (*CHECKPOINT_FILES, *(f"rng_state_{rank}.pth" for rank in range(processes))):
@@ -157,7 +157,7 @@ def test_train_prints_a_line_per_log_and_the_time_left_once(stage, new_trainer, 
 
 @pytest.fixture
 def trained(new_trainer, tokenizer, tmp_path):
-    """Return a trainer after three steps, its StageArguments, and the keyword arguments of `finish`."""
+    """Return a trainer after three steps, its StageArguments, and arguments for `finish`, which publishes a model."""
     trainer = new_trainer("pretraining", max_steps=3, eval_strategy="steps", eval_steps=3)
     stage = StageArguments(input_model=str(paths.TOKENIZER), output_model=str(tmp_path / "model"))
     train(trainer, stage, WORKLOAD, None)

@@ -1,4 +1,4 @@
-"""Check training/trainer.py: the chunked head gives the results of transformers and TRL, and each trainer uses it."""
+"""Check training/trainer.py: the logits are computed in chunks, with the same results as in transformers and TRL."""
 
 import copy
 from types import SimpleNamespace
@@ -33,7 +33,7 @@ def model():
 
 @pytest.fixture
 def batch():
-    """Return a padded batch in which some positions have no loss."""
+    """Return a padded batch. Some positions have the label IGNORE, so they are not part of the loss."""
     torch.manual_seed(1)
     input_ids = torch.randint(VOCABULARY, (3, 12))
     attention_mask = torch.ones_like(input_ids)
@@ -178,7 +178,7 @@ def test_each_trainer_calls_the_chunked_head_in_training_and_evaluation(stage, n
             name,
             lambda *args, function=function: calls.append(trainer.model.training) or function(*args),
         )
-    monkeypatch.setattr(GPT2LMHeadModel, "forward", None)  # the stock forward would compute the full logits
+    monkeypatch.setattr(GPT2LMHeadModel, "forward", None)  # the stock forward must not run: it computes all logits
     trainer.train()
     assert True in calls and False in calls
 
