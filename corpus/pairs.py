@@ -23,9 +23,10 @@ Answers = dict[str, dict[str, list[str]]]  # group of questions (asked, read or 
 
 
 def unasked_index(topic: dict) -> int | None:
-    """Return the index of the topic's one question in the group `read`: SFT and DPO do not train on this question.
+    """Return the index of the question that SFT and DPO do not train on. Its group is `read`.
 
-    The preference pairs of this question are held out. Return None if the topic is held out or has no article.
+    Each trained topic with an article has one such question. For other topics, return None. The preference pairs of
+    the question are held out.
     The index depends only on the topic's name and the number of its questions. So a new topic does not change the
     index in other topics.
     """

@@ -80,7 +80,7 @@ def bits_per_byte(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, te
 
 
 def preference_scores(model: PreTrainedModel, pairs: Sequence[EncodedPair]) -> list[tuple[float, float, float, float]]:
-    """Return four log-probabilities in nats per pair: (chosen sum, rejected sum, chosen mean, rejected mean).
+    """Return four log-probabilities per pair, in nats: (chosen sum, rejected sum, chosen mean, rejected mean).
 
     A sum covers the tokens of an answer and its stop token. A mean is this sum divided by the number of these tokens.
     """

@@ -16,7 +16,7 @@ FLAT_AFTER = 1 / 3  # the margin is checked after this share of all steps: the l
 FLAT_MARGIN = 0.02  # smallest absolute reward margin: at 0 the sigmoid loss is ln 2, the loss of a guess (0.10)
 CHOSEN_FALL = -25  # lowest ratio: mean reward of the chosen answers / beta, in nats per answer (-8)
 ANSWER_TOKENS = 200  # largest length of a generated answer in tokens, as in measures/evaluate.py
-LENGTH_DRIFT = 0.25  # largest ratio: change of the mean answer length / mean answer length at the start (0.02)
+LENGTH_DRIFT = 0.25  # largest change of the mean answer length, as a share of the length at the start (0.02)
 MAX_KL = 0.5  # largest KL in nats per token: a token is then 1.6 times as likely as under the reference model (0.04)
 
 

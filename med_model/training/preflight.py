@@ -115,7 +115,7 @@ def _gb(size: float) -> str:
 
 
 def _held_bytes(device: torch.device) -> int:
-    """Return the bytes of memory that the process uses now, in GPU memory on a GPU, else in RAM."""
+    """Return the bytes of memory in use: those of PyTorch's tensors on a CUDA GPU, else the RAM of the process."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
 
 

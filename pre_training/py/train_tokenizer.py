@@ -42,8 +42,9 @@ SPLITS = (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\
 # of 4 characters instead of 8, a held-out text has a sixth more tokens.
 MAX_TOKEN_BYTES = 24
 # A merge joins two tokens into a new token. A pair that occurs fewer than 12 times is not merged, because the model
-# would see the new token too rarely to learn it. Measured on a part of the bundled data: with 12 (a vocabulary of
-# 2,830 tokens) the model found the answer to 76% of the questions in new wordings, with 4 (6,275 tokens) to 69%.
+# would see the new token too rarely to learn it. Measured on a part of the bundled data: with 12, the
+# vocabulary has 2,830 tokens, and the model found the answer to 76% of the questions in new wordings. With 4, the
+# vocabulary has 6,275 tokens, and the model found the answer to only 69%.
 MIN_FREQUENCY = 12
 
 

@@ -167,10 +167,6 @@ def test_each_trainer_installs_the_chunked_head_after_the_library(stage, new_tra
 def test_each_trainer_calls_the_chunked_head_in_training_and_evaluation(stage, new_trainer, monkeypatch):
     trainer = new_trainer(stage, max_steps=1, eval_strategy="steps", eval_steps=1)
     calls = []
-
-    def counted(function):
-        return lambda *args: calls.append(trainer.model.training) or function(*args)
-
     for name in ("linear_cross_entropy", "token_log_probs"):
         function = getattr(trainer_module, name)
         monkeypatch.setattr(
