@@ -1,6 +1,7 @@
 """Compare the three models: print their answers side by side, and their measures on held-out data.
 
-Reads  base_model__after_pretraining/, post_model__after_sft/, final_model__after_dpo/ and the bundled held-out files
+Reads  base_model__after_pretraining/, post_model__after_sft/, final_model__after_dpo/, and the bundled held-out files
+       and training files
 Writes nothing, or all answers and figures to --json FILE
 
 A model whose directory is missing is left out.
@@ -11,7 +12,6 @@ A model whose directory is missing is left out.
     python compare_different_model.py --prompt_file my_questions.txt --json comparison.json
 """
 
-import itertools
 import sys
 import time
 from dataclasses import dataclass, field
@@ -28,20 +28,22 @@ from med_model.files import check_json_target, write_json
 from med_model.generation.sampling import greedy
 from med_model.language import tr
 from med_model.measures.answers import AnsweredQuestion, Question, answer_questions
+from med_model.measures.baseline import Training, baseline_measures, read_training
 from med_model.measures.evaluate import (
-    BUNDLED,
     MAX_NEW_TOKENS,
+    TAUGHT_HELP,
     Evaluation,
-    Heldout,
     chance_level,
+    changes,
     evaluate,
-    read_heldout,
+    training_rows,
 )
 from med_model.measures.expected import outside_expected, print_verdict, read_expected
-from med_model.measures.interval import difference, figure
+from med_model.measures.heldout import BUNDLED, Heldout, read_heldout
+from med_model.measures.interval import figure
 from med_model.measures.record import new_record, options
-from med_model.measures.scales import MODELS
-from med_model.measures.table import Changes, print_all, print_answers, print_summary
+from med_model.measures.scales import BASELINE, MODELS
+from med_model.measures.table import print_all, print_answers, print_summary
 from med_model.model.device import pick_device
 from med_model.model.directory import NOTICE, load_model
 from med_model.screen import say
@@ -73,10 +75,11 @@ class CompareArguments:
         metadata={
             "help": tr(
                 "Held-out files to measure the models on: documents, questions, preference pairs, multiple choice. "
-                "Default: the bundled files, with the 100 questions of sft/dataset/exam.jsonl."
+                "Default: the bundled files, with the 400 questions of sft/dataset/exam.jsonl."
             )
         },
     )
+    taught: list[str] | None = field(default=None, metadata={"help": TAUGHT_HELP})
     expected: str | None = field(
         default=None,
         metadata={"help": tr("YAML file of expected values. The comparison ends with the figures outside of them.")},
@@ -105,23 +108,8 @@ def read_prompts(args: CompareArguments) -> list[list[Message]]:
     return [messages[:-1] for messages in read_all(files, conversation_of)]
 
 
-def compare(results: dict[str, Evaluation]) -> Changes:
-    """Return the change of each measure from one model to the next.
-
-    Leave out a measure if one of the two models lacks it, or if its number of items is not the same for both.
-    """
-    changes = {}
-    for (before, old), (after, new) in itertools.pairwise(results.items()):
-        changes[before, after] = {
-            key: difference(measured, old.measures[key])
-            for key, measured in new.measures.items()
-            if key in old.measures and measured.items == old.measures[key].items
-        }
-    return changes
-
-
 def answer_and_measure(
-    args: CompareArguments, prompts: list[list[Message]], heldout: Heldout
+    args: CompareArguments, prompts: list[list[Message]], heldout: Heldout, training: Training | None
 ) -> tuple[dict[str, list[AnsweredQuestion]], dict[str, Evaluation]]:
     """Return two dicts with the keys base, sft and final: answers to the prompts, and measures on the held-out data.
 
@@ -145,7 +133,7 @@ def answer_and_measure(
         settings = greedy(tokenizer, CHAT_STOPS if chat else BASE_STOPS, args.max_new_tokens)
         questions = [Question(turns) for turns in prompts]
         answers[key], _ = answer_questions(model, tokenizer, questions, settings, chat)
-        results[key] = evaluate(model, tokenizer, heldout, chat, args.max_new_tokens)
+        results[key] = evaluate(model, tokenizer, heldout, chat, args.max_new_tokens, training)
         size, seconds = model.num_parameters(), time.time() - start
         say(
             tr(
@@ -168,22 +156,26 @@ def main() -> None:
     expected = read_expected(args.expected) if args.expected else {}
     sources = (args.data or BUNDLED) if args.measures else []
     heldout = read_heldout(sources) if sources else Heldout()
+    taught = training_rows(args.taught, args.data) if sources else []
+    training = read_training(taught) if taught else None
     say(NOTICE)
-    answers, results = answer_and_measure(args, prompts, heldout)
+    answers, results = answer_and_measure(args, prompts, heldout, training)
     if not answers:
         sys.exit(2)
+    if training:
+        results = {BASELINE: Evaluation(*baseline_measures(training, heldout)), **results}
     cells = {
         key: [a.answer if a.stopped else tr("{answer} … (cut off)", answer=a.answer) for a in answered]
         for key, answered in answers.items()
     }
     print_answers([turns[-1]["content"] for turns in prompts], cells)
     figures = {key: {name: figure(m) for name, m in result.measures.items()} for key, result in results.items()}
-    changes = compare(results)
+    differences = changes(results)
     outside = outside_expected(figures, expected) if sources else []
     if sources:
         say()
         print_table = print_all if args.all else print_summary
-        print_table(figures, changes)
+        print_table(figures, differences)
         form = "问：…答："
         say(
             tr(
@@ -191,19 +183,26 @@ def main() -> None:
                 form=form,
             )
         )
+        if training:
+            say(
+                tr(
+                    "Baseline, without any learning: a lexical search (BM25) over the training questions, and for "
+                    "pairs a classifier of the answers' characters."
+                )
+            )
         if args.all and heldout.choices:
             say(chance_level(heldout.choices))
         if expected:
             print_verdict(outside, args.expected)
     if args.json:
-        groups = figures | {f"{before} -> {after}": change for (before, after), change in changes.items()}
+        groups = figures | {f"{before} -> {after}": change for (before, after), change in differences.items()}
         record = new_record(
-            sources,
+            [*sources, *taught],
             groups if sources else {},
             arguments=options(args),
             prompts=prompts,
-            answers={key: [answer._asdict() for answer in answered] for key, answered in answers.items()},
-            measured_answers={key: [a._asdict() for a in result.answers] for key, result in results.items()},
+            answers={key: [answer.as_json() for answer in answered] for key, answered in answers.items()},
+            measured_answers={key: [a.as_json() for a in result.answers] for key, result in results.items()},
             outside_expected=[row._asdict() for row in outside],
         )
         write_json(args.json, record)

@@ -1,6 +1,6 @@
 """Build the three bundled data sets from corpus/knowledge/*.yaml, one hand-written file per department.
 
-Reads  corpus/knowledge/*.yaml and corpus/vague.yaml
+Reads  corpus/knowledge/*.yaml and corpus/{vague,turns,out_of_scope}.yaml
 Writes pre_training/dataset/, sft/dataset/ and dpo/dataset/ as .jsonl files, with the same bytes every time
 
     python corpus/build.py                                          # check everything, then build
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 from checks import check_corpus
-from rows import Files, rows_by_file
+from rows import Files, Written, rows_by_file
 from text import characters
 
 from med_model import paths
@@ -24,12 +24,15 @@ from med_model.files import read_yaml
 from med_model.language import tr
 from med_model.screen import say
 
-# print_rows prints the number of rows in each of these paths. paths.EXAM is not in the list, because its rows are also
-# in HELDOUT_QUESTIONS.
+# `print_rows` prints the number of rows in each of these paths. `paths.EXAM` is not in the list, because each of
+# its rows is also in one of the held-out paths of the list.
 COUNTED = (
     paths.PRETRAINING_DATA.parent,
     paths.SFT_DATA,
     paths.HELDOUT_QUESTIONS,
+    paths.HELDOUT_REGISTERS,
+    paths.HELDOUT_TURNS,
+    paths.HELDOUT_OUT_OF_SCOPE,
     paths.CHOICES,
     paths.DPO_DATA,
     paths.HELDOUT_PAIRS,
@@ -41,9 +44,10 @@ def read_departments(files: list[Path]) -> list[dict]:
 
 
 def print_knowledge(departments: list[dict]) -> None:
-    """Print the numbers of departments, topics, articles, answers and conversations.
+    """Print counts of the hand-written texts, for example of departments, topics, articles, answers and conversations.
 
-    Also print, for each kind of flaw, how many of the hand-written bad answers are longer than the good answer.
+    Each hand-written bad answer has one named flaw. For each flaw, print how many of these answers are longer than the
+    good answer to the same question.
     """
     topics = [topic for department in departments for topic in department["topics"]]
     articles = [characters(topic["article"]) for topic in topics if "article" in topic]
@@ -88,7 +92,7 @@ def print_knowledge(departments: list[dict]) -> None:
 
 
 def print_rows(files: Files) -> None:
-    """Print the number of rows in each path of COUNTED.
+    """Print the number of rows in each path of `COUNTED`.
 
     Also print the share of preference pairs whose chosen answer is shorter than the rejected answer: first for all
     pairs, then for each flaw of the rejected answer.
@@ -134,7 +138,9 @@ def main() -> None:
     if args.check:
         say(tr("No faults in {files}.", files=", ".join(file.name for file in args.check)))
         return
-    files = rows_by_file(departments, yaml.safe_load(paths.VAGUE_SENTENCES.read_text(encoding="utf-8")))
+    sources = (paths.VAGUE_SENTENCES, paths.TURN_PHRASES, paths.OUT_OF_SCOPE)
+    written = Written(*(yaml.safe_load(file.read_text(encoding="utf-8")) for file in sources))
+    files = rows_by_file(departments, written)
     print_rows(files)
     for path, rows in files.items():
         target = args.root / path.relative_to(paths.ROOT)

@@ -1,26 +1,43 @@
 """Check the hand-written topics of corpus/knowledge/. Each function returns a list of faults, one line per fault."""
 
-import itertools
+import re
 
 from overlap import check_repetition, check_similarity
-from text import characters, edit_distance
+from pairs import HELDOUT_PAIRS
+from text import characters, common_pairs
+from wordings import check_wordings
 
 from med_model.language import tr
 from med_model.measures.safety import DOSE, is_urgent
 
 KINDS = {"disease", "symptom", "medicine", "test", "first_aid", "prevention", "assistant"}
-WRITTEN_FLAWS = {"wrong_fact", "dose_given", "false_reassurance", "off_question", "rude", "miracle_cure"}
-DECLINES = ("dose", "diagnosis")
+WRITTEN_FLAWS = {
+    "wrong_fact",
+    "dose_given",
+    "diagnosis_given",
+    "false_reassurance",
+    "off_question",
+    "rude",
+    "miracle_cure",
+}
+FLAW_OF_DECLINED = {"dose": "dose_given", "diagnosis": "diagnosis_given"}
 # (smallest, largest) allowed length, in characters without whitespace
 ARTICLE_LENGTH = (600, 1600)
-ANSWER_LENGTH = (40, 140)
-REJECTED_LENGTH = (20, 180)
+ANSWER_LENGTH = (20, 160)
+SIMPLE_LENGTH = (12, 50)
+REJECTED_LENGTH = (14, 200)
 TURN_LENGTH = (20, 200)
 OPTION_LENGTH = (1, 30)
 REJECTED_RATIO = (0.65, 1.5)  # (smallest, largest) length of the rejected answer / length of the good answer
-WORDINGS = 6  # training wordings (ways to ask) per question of a training topic
-HELDOUT_WORDINGS = 4  # wordings per question in held-out topics and in held-out preference pairs
-MIN_EDITS = 3  # smallest allowed edit distance between a held-out wording and a training wording of its topic
+# A bad answer counts as written like the good answer if the two have at least this share of their pairs of
+# neighbouring characters in common.
+REJECTED_ALIKE = 0.5
+
+# `VERDICT` matches a bare verdict at the beginning of an answer, for example 不能。 ("It cannot."). It is a fault: an
+# answer must fit every wording of its question, and a bare verdict fits "can it?" but not "why?" or "how long?".
+VERDICT = re.compile(
+    "^(不?(?:会|能|可以|行|用|要|需要|是|建议|必|一定|合适|管用|对|好)|有用|没用|没有|没事|有|可)(?:的|吧|啊)?[，。；：、]"
+)
 
 # Traditional forms of common characters. The texts are in simplified Chinese, so each of these is a typing error.
 TRADITIONAL = set(
@@ -63,33 +80,6 @@ def check_prose(text: str, origin: str, length: tuple[int, int]) -> list[str]:
     return faults + check_simplified(text, origin)
 
 
-def check_wordings(topic: dict, question: dict, origin: str) -> list[str]:
-    """Check the wordings (ways to ask) and the key facts of a question for training."""
-    faults = []
-    training, wordings = question["wordings"], [*question["wordings"], question["heldout"]]
-    if len(training) != WORDINGS or len(set(wordings)) != WORDINGS + 1:
-        faults.append(
-            tr(
-                "{origin}: write {count} different training wordings and one held-out wording",
-                origin=origin,
-                count=WORDINGS,
-            )
-        )
-    if not 2 <= len(question["key_facts"]) <= 5:
-        faults.append(tr("{origin}: {count} key_facts, write 2 to 5", origin=origin, count=len(question["key_facts"])))
-    for fact in map(str, question["key_facts"]):
-        if fact not in question["answer"]:
-            faults.append(tr("{origin}: the key fact {fact} is not in the answer", origin=origin, fact=fact))
-        if fact in topic["topic"] or topic["topic"] in fact:
-            faults.append(tr("{origin}: the key fact {fact} overlaps with the topic's name", origin=origin, fact=fact))
-        faults += [
-            tr("{origin}: the key fact {fact} is in the wording {wording}", origin=origin, fact=fact, wording=wording)
-            for wording in wordings
-            if fact in wording
-        ]
-    return faults
-
-
 def check_answers(question: dict, origin: str) -> list[str]:
     """Check the good and the bad answer of a training or held-out question."""
     answer, rejected = question["answer"], question["rejected"]
@@ -101,10 +91,22 @@ def check_answers(question: dict, origin: str) -> list[str]:
         faults.append(
             tr("{origin}: an emergency answer, and no other, says 120 or 急诊 in its first sentence", origin=origin)
         )
-    if question.get("declines", DECLINES[0]) not in DECLINES:
+    if opening := VERDICT.search(answer):
+        faults.append(
+            tr(
+                "{origin}: the answer opens with {opening} and fits only one form of question: restate the claim",
+                origin=origin,
+                opening=opening.group(),
+            )
+        )
+    if question.get("declines", "dose") not in FLAW_OF_DECLINED:
         faults.append(
             tr("{origin}: `declines` is dose or diagnosis, not {value}", origin=origin, value=question["declines"])
         )
+    elif question.get("declines") == "diagnosis" and rejected["flaw"] != "diagnosis_given":
+        faults.append(tr("{origin}: the flaw of a declined diagnosis is diagnosis_given", origin=origin))
+    if "simple" in question:
+        faults += check_simple(question, origin)
     if rejected["flaw"] not in WRITTEN_FLAWS:
         faults.append(tr("{origin}: unknown flaw {flaw}", origin=origin, flaw=rejected["flaw"]))
     faults += check_prose(rejected["text"], tr("{origin}, rejected answer", origin=origin), REJECTED_LENGTH)
@@ -120,6 +122,19 @@ def check_answers(question: dict, origin: str) -> list[str]:
                 least=least,
                 most=most,
             )
+        )
+    return faults
+
+
+def check_simple(question: dict, origin: str) -> list[str]:
+    """Check the field `simple` of a question. It holds a shorter answer in plain words."""
+    simple = question["simple"]
+    faults = check_prose(simple, tr("{origin}, simple answer", origin=origin), SIMPLE_LENGTH) + check_dose(
+        simple, origin
+    )
+    if bool(question.get("emergency")) != is_urgent(simple):
+        faults.append(
+            tr("{origin}: an emergency answer, and no other, says 120 or 急诊 in its first sentence", origin=origin)
         )
     return faults
 
@@ -158,8 +173,8 @@ def check_heldout_topic(topic: dict) -> list[str]:
     faults = []
     for number, question in enumerate(topic.get("questions", []), 1):
         origin = tr("{topic}, question {number}", topic=topic["topic"], number=number)
-        if len(set(question["wordings"])) != HELDOUT_WORDINGS or len(question["wordings"]) != HELDOUT_WORDINGS:
-            faults.append(tr("{origin}: write {count} different wordings", origin=origin, count=HELDOUT_WORDINGS))
+        if len(set(question["wordings"])) != HELDOUT_PAIRS or len(question["wordings"]) != HELDOUT_PAIRS:
+            faults.append(tr("{origin}: write {count} different wordings", origin=origin, count=HELDOUT_PAIRS))
         faults += check_answers(question, origin)
     for number, choice in enumerate(topic.get("choices", []), 1):
         faults += check_choice(choice, tr("{topic}, choice {number}", topic=topic["topic"], number=number))
@@ -167,27 +182,42 @@ def check_heldout_topic(topic: dict) -> list[str]:
 
 
 def check_trained_topic(topic: dict) -> list[str]:
-    """Check the questions and conversations of a training topic."""
+    """Check the questions, conversations and multiple-choice items of a training topic."""
     faults = []
     for number, question in enumerate(topic["questions"], 1):
         origin = tr("{topic}, question {number}", topic=topic["topic"], number=number)
-        faults += check_wordings(topic, question, origin) + check_answers(question, origin)
-    trained = [wording for question in topic["questions"] for wording in question["wordings"]]
-    for question, wording in itertools.product(topic["questions"], trained):
-        if (edits := edit_distance(question["heldout"], wording)) < MIN_EDITS:
-            faults.append(
-                tr(
-                    "{topic}: the held-out wording {heldout} is {edits} edits from {wording}, write {least} or more",
-                    topic=topic["topic"],
-                    heldout=question["heldout"],
-                    edits=edits,
-                    wording=wording,
-                    least=MIN_EDITS,
-                )
-            )
+        faults += check_answers(question, origin)
+    faults += check_wordings(topic)
     for conversation in topic.get("conversations", []):
         faults += check_conversation(conversation, tr("{topic}, conversation", topic=topic["topic"]))
+    if topic["kind"] != "assistant" and not topic.get("choices"):
+        faults.append(tr("{topic}: write a multiple-choice item", topic=topic["topic"]))
+    for number, choice in enumerate(topic.get("choices", []), 1):
+        faults += check_choice(choice, tr("{topic}, choice {number}", topic=topic["topic"], number=number))
     return faults
+
+
+def check_styles(topics: list[dict]) -> list[str]:
+    """Check that at least two thirds of the bad answers with a wrong fact are written like the good answer.
+
+    With fewer, the style alone would often show which answer is bad, and a model would not have to learn the fact.
+    """
+    shares = [
+        common_pairs(question["answer"], question["rejected"]["text"])
+        for topic in topics
+        for question in topic.get("questions", [])
+        if question["rejected"]["flaw"] == "wrong_fact"
+    ]
+    alike = sum(share >= REJECTED_ALIKE for share in shares)
+    if 3 * alike >= 2 * len(shares):
+        return []
+    return [
+        tr(
+            "{alike} of {count} answers with a wrong fact are written like the good answer: at least two thirds",
+            alike=alike,
+            count=len(shares),
+        )
+    ]
 
 
 def check_topic(topic: dict) -> list[str]:
@@ -201,7 +231,7 @@ def check_topic(topic: dict) -> list[str]:
 
 
 def check_corpus(departments: list[dict]) -> list[str]:
-    """Check every topic. If no topic has a fault, also compare the topics with each other."""
+    """Check every topic. If no topic has a fault, also check all topics together."""
     topics = [topic for department in departments for topic in department["topics"]]
     faults = []
     for topic in topics:
@@ -210,4 +240,4 @@ def check_corpus(departments: list[dict]) -> list[str]:
         except KeyError as missing:
             name = topic.get("topic", topic)
             faults.append(tr("{topic}: the field {missing} is missing", topic=name, missing=missing))
-    return faults or check_repetition(topics) + check_similarity(topics)
+    return faults or check_styles(topics) + check_repetition(topics) + check_similarity(topics)

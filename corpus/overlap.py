@@ -7,6 +7,7 @@ import itertools
 from collections import Counter
 
 from text import sentences, shingles
+from turns import wordings_of
 
 from med_model.language import tr
 
@@ -14,6 +15,13 @@ from med_model.language import tr
 # Each value is the largest allowed share of common shingles, measured in the article that has fewer shingles.
 MAX_SHARED = {13: 0.01, 8: 0.02}
 LONG_SENTENCE = 13  # characters; a shorter sentence may occur twice by chance and is not checked
+
+
+def all_wordings(question: dict) -> list[str]:
+    """Return all wordings of a question (ways to ask it), for training and held out."""
+    if isinstance(question["wordings"], list):  # questions of held-out topics have one list of wordings
+        return question["wordings"]
+    return [*wordings_of(question), *question["heldout"].values()]
 
 
 def check_repetition(topics: list[dict]) -> list[str]:
@@ -33,11 +41,7 @@ def check_repetition(topics: list[dict]) -> list[str]:
         if n > 1
     ]
     asked = Counter(
-        wording
-        for topic in topics
-        for question in topic.get("questions", [])
-        for wording in {*question["wordings"], question.get("heldout")}
-        if wording
+        wording for topic in topics for question in topic.get("questions", []) for wording in {*all_wordings(question)}
     )
     return faults + [
         tr("two questions share the wording {wording}", wording=wording) for wording, n in asked.items() if n > 1

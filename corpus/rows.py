@@ -3,35 +3,19 @@
 import itertools
 import random
 from pathlib import Path
+from typing import NamedTuple
 
-from pairs import Answers, answers_by_group, pairs_of, unasked_index
+from pairs import OtherAnswers, Vague, pairs_of, unasked_index
+from turns import Questions, TopicTurns, marks_of
 
 from med_model import paths
 
-EXAM_ROWS = 100  # number of held-out questions in sft/dataset/exam.jsonl
+# sft/dataset/exam.jsonl has at most this many held-out rows of each kind: formal wordings, wordings in other registers
+# (a register is a kind of wording), conversations, and questions out of scope.
+EXAM_ROWS = 100
+OUT_OF_SCOPE = "out_of_scope"
 
 Files = dict[Path, list[dict]]
-
-
-def question_row(topic: dict, question: dict, wording: str) -> dict:
-    row = {"instruction": wording, "input": "", "output": question["answer"], "topic": topic["topic"]}
-    row["key_facts"] = [str(fact) for fact in question["key_facts"]]
-    if question.get("emergency"):
-        row["emergency"] = True
-    if "declines" in question:
-        row["declines"] = question["declines"]
-    return row
-
-
-def choice_row(topic: dict, choice: dict, rng: random.Random) -> dict:
-    options = rng.sample([choice["right"], *choice["wrong"]], 4)
-    row = {"question": choice["question"], "options": options, "answer": options.index(choice["right"])}
-    return {**row, "topic": topic["topic"]}
-
-
-def conversation_row(topic: dict, conversation: list[dict]) -> dict:
-    messages = [{"role": role, "content": text} for turn in conversation for role, text in turn.items()]
-    return {"messages": messages, "topic": topic["topic"]}
 
 
 def take_turns(lists: list[list]) -> list:
@@ -39,63 +23,159 @@ def take_turns(lists: list[list]) -> list:
     return [item for layer in itertools.zip_longest(*lists) for item in layer if item]
 
 
-def add_heldout_topic(files: Files, topic: dict, answers: Answers, vague: dict[str, list[str]]) -> None:
+class Written(NamedTuple):
+    """The hand-written texts that are not in corpus/knowledge/."""
+
+    vague: Vague
+    phrases: dict[str, dict[str, list[str]]]  # the content of turns.yaml
+    out_of_scope: list[dict]  # the content of out_of_scope.yaml
+
+
+def question_row(topic: dict, item: str, question: dict, wording: str, register: str) -> dict:
+    row = {"instruction": wording, "input": "", "output": question["answer"], "topic": topic["topic"], "item": item}
+    return {**row, "register": register, **marks_of(question)}
+
+
+def out_of_scope_row(kind: dict, question: dict, wording: str) -> dict:
+    """Return the row of a question that the model must not answer."""
+    item = f"{kind['kind']}/{question['answer']}"
+    row = {"instruction": wording, "input": "", "output": question["answer"], "topic": kind["kind"], "item": item}
+    return {**row, "scope": "out", **({"help_line": True} if kind.get("help_line") else {})}
+
+
+def choice_row(topic: dict, choice: dict, rng: random.Random) -> dict:
+    options = rng.sample([choice["right"], *choice["wrong"]], 4)
+    row = {"question": choice["question"], "options": options, "answer": options.index(choice["right"])}
+    return {**row, "topic": topic["topic"], **({"unread": True} if topic.get("held_out") else {})}
+
+
+def conversation_row(topic: dict, conversation: list[dict]) -> dict:
+    messages = [{"role": role, "content": text} for turn in conversation for role, text in turn.items()]
+    return {"messages": messages, "topic": topic["topic"]}
+
+
+def asked_questions(topic: dict) -> Questions:
+    """Return {item: question} of the questions that SFT and DPO train on. An item is, for example, 高血压/1."""
+    unasked = unasked_index(topic)
+    questions = enumerate(topic["questions"])
+    return {f"{topic['topic']}/{i + 1}": question for i, question in questions if i != unasked}
+
+
+def add_heldout_topic(files: Files, topic: dict, others: OtherAnswers, vague: Vague) -> None:
     rng = random.Random(topic["topic"])
     files[paths.HELDOUT_TEXT].append({"text": topic["article"].strip(), "topic": topic["topic"], "derived": False})
     files[paths.CHOICES] += [choice_row(topic, choice, rng) for choice in topic.get("choices", [])]
-    pairs = itertools.chain(*pairs_of(topic, answers, vague, rng))
+    pairs = itertools.chain(*pairs_of(topic, others, vague, rng))
     files[paths.UNREAD_PAIRS] += [{**pair, "unread": True} for pair in pairs]
 
 
-def add_trained_topic(
-    files: Files, department: str, topic: dict, answers: Answers, vague: dict[str, list[str]]
-) -> list[dict]:
-    """Add the rows of a topic to the files of its department. Return its rows with held-out wordings in random order.
-
-    The seed of the random numbers is the topic's name, so a new topic does not change the order in other topics.
-    """
-    rng = random.Random(topic["topic"])
-    name, file = topic["topic"], f"{department}.jsonl"
-    texts, rows = files[paths.PRETRAINING_DATA / file], files[paths.SFT_DATA / file]
+def add_articles(files: Files, file: str, topic: dict, rng: random.Random) -> None:
+    texts, name = files[paths.PRETRAINING_DATA / file], topic["topic"]
     if "article" in topic:
         texts.append({"text": topic["article"].strip(), "topic": name, "derived": False})
     # The base model reads the answers as running text without their questions. It learns to answer later, in SFT.
-    answer_texts = [question["answer"] for question in topic["questions"]]
-    running = "\n".join([name, *rng.sample(answer_texts, len(answer_texts))])
-    texts.append({"text": running, "topic": name, "derived": True})
+    answers = [question["answer"] for question in topic["questions"]]
+    texts.append({"text": "\n".join([name, *rng.sample(answers, len(answers))]), "topic": name, "derived": True})
 
-    unasked = unasked_index(topic)
-    asked = [question for index, question in enumerate(topic["questions"]) if index != unasked]
-    for question in asked:
-        rows += [question_row(topic, question, wording) for wording in question["wordings"]]
-    rows += [conversation_row(topic, conversation) for conversation in topic.get("conversations", [])]
-    heldout = [question_row(topic, question, question["heldout"]) for question in asked]
-    files[paths.HELDOUT_QUESTIONS / file] += heldout
-    exam = rng.sample(heldout, len(heldout))
 
-    pairs = pairs_of(topic, answers, vague, rng)
+def add_trained_topic(files: Files, department: str, topic: dict, others: OtherAnswers, written: Written) -> None:
+    """Add the rows of a topic to `files`, except the conversations that `add_turns` makes from its questions.
+
+    The seed of the random numbers is the topic's name. So a new topic changes these rows of other topics only where
+    a bad answer comes from another topic.
+    """
+    rng = random.Random(topic["topic"])
+    file = f"{department}.jsonl"
+    add_articles(files, file, topic, rng)
+    for item, question in asked_questions(topic).items():
+        rows = [
+            question_row(topic, item, question, wording, register)
+            for register, wordings in question["wordings"].items()
+            for wording in wordings
+        ]
+        files[paths.SFT_DATA / file] += rows
+        for register, wording in question["heldout"].items():
+            target = paths.HELDOUT_QUESTIONS if register == "formal" else paths.HELDOUT_REGISTERS
+            files[target / file].append(question_row(topic, item, question, wording, register))
+    files[paths.SFT_DATA / file] += [conversation_row(topic, turns) for turns in topic.get("conversations", [])]
+    files[paths.CHOICES] += [choice_row(topic, choice, rng) for choice in topic.get("choices", [])]
+    pairs, unasked = pairs_of(topic, others, written.vague, rng), unasked_index(topic)
     if unasked is not None:
         files.setdefault(paths.HELDOUT_PAIRS / file, []).extend(pairs.pop(unasked))
     files[paths.DPO_DATA / file] += itertools.chain(*pairs)
-    return exam
 
 
-def rows_by_file(departments: list[dict], vague: dict[str, list[str]]) -> Files:
-    """Return the rows of each file. `vague` maps "training" and "held_out" to sentences without content."""
-    files: Files = {paths.HELDOUT_TEXT: [], paths.EXAM: [], paths.CHOICES: [], paths.UNREAD_PAIRS: []}
-    answers = answers_by_group([topic for department in departments for topic in department["topics"]])
-    exams = []  # one list of held-out rows per department
+def add_turns(files: Files, departments: list[dict], phrases: dict) -> None:
+    """Add the conversations that `TopicTurns` makes from the questions of a topic.
+
+    Leave out held-out topics, and topics in which a training question has no follow-ups (hand-written questions for a
+    later turn).
+    """
+    topics = [
+        (d["department"], t["topic"], asked_questions(t))
+        for d in departments
+        for t in d["topics"]
+        if not t.get("held_out")
+    ]
+    topics = [
+        (department, name, questions)
+        for department, name, questions in topics
+        if all("followups" in q for q in questions.values())
+    ]
+    everything = [(name, item, question) for _, name, questions in topics for item, question in questions.items()]
+    for department, name, questions in topics:
+        turns = TopicTurns(name, questions, phrases)
+        file = f"{department}.jsonl"
+        files[paths.SFT_DATA / file] += turns.training([row for row in everything if row[0] != name])
+        files[paths.HELDOUT_TURNS / file] += turns.heldout()
+
+
+def add_out_of_scope(files: Files, kinds: list[dict]) -> None:
+    for kind in kinds:
+        for question in kind["questions"]:
+            rows = [out_of_scope_row(kind, question, wording) for wording in question["wordings"]]
+            files[paths.SFT_DATA / f"{OUT_OF_SCOPE}.jsonl"] += rows
+            rows = [out_of_scope_row(kind, question, wording) for wording in question.get("heldout", [])]
+            files[paths.HELDOUT_OUT_OF_SCOPE] += rows
+
+
+def exam_rows(files: Files) -> list[dict]:
+    """Return at most `EXAM_ROWS` held-out rows of each kind for the exam.
+
+    The kinds are formal wordings, wordings in other registers, conversations, and questions out of scope.
+    Departments take turns, and so do the topics of a department. So the exam covers all departments evenly.
+    """
+    exam = []
+    for part in (paths.HELDOUT_QUESTIONS, paths.HELDOUT_REGISTERS, paths.HELDOUT_TURNS):
+        departments = [rows for path, rows in sorted(files.items()) if path.parent == part]
+        exam += take_turns([take_turns(by_topic(rows)) for rows in departments])[:EXAM_ROWS]
+    return exam + take_turns(by_topic(files[paths.HELDOUT_OUT_OF_SCOPE]))[:EXAM_ROWS]
+
+
+def by_topic(rows: list[dict]) -> list[list[dict]]:
+    """Return one list per topic. The rows of a list are in random order."""
+    topics: dict[str, list[dict]] = {}
+    for row in rows:
+        topics.setdefault(row["topic"], []).append(row)
+    return [random.Random(topic).sample(rows, len(rows)) for topic, rows in topics.items()]
+
+
+def rows_by_file(departments: list[dict], written: Written) -> Files:
+    """Return {path: rows} of the data files. Leave out files without rows."""
+    files: Files = {paths.HELDOUT_TEXT: [], paths.CHOICES: [], paths.UNREAD_PAIRS: [], paths.HELDOUT_OUT_OF_SCOPE: []}
+    parts = (paths.PRETRAINING_DATA, paths.SFT_DATA, paths.HELDOUT_QUESTIONS, paths.HELDOUT_REGISTERS)
+    others = OtherAnswers([topic for department in departments for topic in department["topics"]])
+    files[paths.SFT_DATA / f"{OUT_OF_SCOPE}.jsonl"] = []
     for department in departments:
         name = department["department"]
-        for folder in (paths.PRETRAINING_DATA, paths.SFT_DATA, paths.HELDOUT_QUESTIONS, paths.DPO_DATA):
+        for folder in (*parts, paths.HELDOUT_TURNS, paths.DPO_DATA):
             files[folder / f"{name}.jsonl"] = []
-        exam = []  # one list of held-out rows per trained topic
         for topic in department["topics"]:
             if topic.get("held_out"):
-                add_heldout_topic(files, topic, answers, vague)
+                add_heldout_topic(files, topic, others, written.vague)
             else:
-                exam.append(add_trained_topic(files, name, topic, answers, vague))
-        exams.append(take_turns(exam))
-    # Departments take turns, and so do the topics of a department. So the exam covers all departments evenly.
-    files[paths.EXAM] = take_turns(exams)[:EXAM_ROWS]
-    return files
+                add_trained_topic(files, name, topic, others, written)
+    add_turns(files, departments, written.phrases)
+    add_out_of_scope(files, written.out_of_scope)
+    files[paths.EXAM] = exam_rows(files)
+    return {path: rows for path, rows in files.items() if rows}

@@ -32,3 +32,12 @@ def edit_distance(a: str, b: str) -> int:
             current.append(min(previous[j] + 1, current[-1] + 1, previous[j - 1] + (left != right)))
         previous = current
     return previous[-1]
+
+
+def common_pairs(a: str, b: str) -> float:
+    """Return how alike two strings are, from 0 to 1: the Jaccard index of their pairs of neighbouring characters.
+
+    The index is the number of pairs in both strings / the number of pairs in at least one. Equal pairs count once.
+    """
+    left, right = shingles(a, 2), shingles(b, 2)
+    return len(left & right) / max(1, len(left | right))

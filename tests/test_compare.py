@@ -28,7 +28,7 @@ def test_compare_shows_the_models_side_by_side_and_writes_a_record(chain, models
     pairs = first_rows(chain.pairs, tmp_path / "pairs.jsonl", 12)
     choices = first_rows(paths.CHOICES, tmp_path / "choices.jsonl", 10)
     held = ["--data", paths.HELDOUT_TEXT, rows, pairs, choices, "--max_new_tokens", 8]
-    held += ["--prompt", "什么是高血压？"]
+    held += ["--prompt", "什么是高血压？", "--taught", chain.rows, chain.pairs]
     wanted = {
         "sft": {"bits_per_byte": [4, 4], "stopped": [-1, 0.5]},
         "final": {"choice_accuracy": [0.5, 0.5], "preference_accuracy_unread": [0.5, 0.5]},
@@ -37,7 +37,10 @@ def test_compare_shows_the_models_side_by_side_and_writes_a_record(chain, models
     printed = run(COMPARE, *models, *held, "--json", tmp_path / "all.json", "--expected", tmp_path / "wanted.yaml")
     result = json.loads((tmp_path / "all.json").read_text(encoding="utf-8"))
     check_record(result)
-    assert list(result["figures"]) == ["base", "sft", "final", "base -> sft", "sft -> final"]
+    steps = ["base -> sft", "sft -> final", "baseline -> base", "baseline -> sft", "baseline -> final"]
+    assert list(result["figures"]) == ["baseline", "base", "sft", "final", *steps]
+    assert result["figures"]["baseline"]["right_answer"]["value"] > 0.5, "the search knows these very wordings"
+    assert "key_fact_recall/sampled" in result["figures"]["sft"]
     for model in ("base", "sft", "final"):
         measures = result["figures"][model]
         assert 0 < measures["bits_per_byte"]["low"] < measures["bits_per_byte"]["high"] < 8
@@ -48,11 +51,11 @@ def test_compare_shows_the_models_side_by_side_and_writes_a_record(chain, models
         assert change["value"] == pytest.approx(after[name]["value"] - before[name]["value"])
         assert change["low"] <= change["value"] <= change["high"]
     assert result["command"].startswith("python compare_different_model.py --base_model ")
-    assert [source["files"] for source in result["data"]] == [1, 1, 1, 1]
+    assert [source["files"] for source in result["data"]] == [1, 1, 1, 1, 1, 1]
     assert result["data"][0]["source"] == "pre_training/dataset/heldout.jsonl"
     assert result["arguments"]["data"][0] == "pre_training/dataset/heldout.jsonl"
     assert "━━ 什么是高血压？" in printed and "[Base]" in printed and "[Final (DPO)]" in printed
-    assert "Base → SFT" in printed and "at chance" not in printed and "\nmultiple choice" not in printed
+    assert "vs baseline" in printed and "at chance" not in printed and "\nmultiple choice" not in printed
     stopped, unread = result["outside_expected"]
     assert stopped == {
         "model": "sft",
@@ -75,9 +78,13 @@ def test_compare_with_all_prints_every_measure_with_its_interval(chain, models, 
     (tmp_path / "wanted.yaml").write_text("base: {bits_per_byte: [4, 4]}", encoding="utf-8")
     options = ["--max_new_tokens", 8, "--all", "--expected", tmp_path / "wanted.yaml"]
     printed = run(COMPARE, *models, *held, *options)
-    for title in ("multiple choice ↑", "preference margin, nats per token ↑", "preference accuracy, flaw "):
+    for title in (
+        "multiple choice, trained topics ↑",
+        "preference margin, nats per token ↑",
+        "preference accuracy, flaw ",
+    ):
         assert title in printed
-    assert "value [95% CI]" in printed and "at chance: 25.0%" in printed
+    assert "value [95% CI]" in printed and "at chance: 25.0%" in printed and "Baseline" not in printed
     assert "Everything is within the expected values of " in printed
     assert too_wide(printed) == []
 
@@ -85,7 +92,7 @@ def test_compare_with_all_prints_every_measure_with_its_interval(chain, models, 
 def test_compare_refuses_a_wrong_file_of_expected_values_before_the_work(run, tmp_path):
     (tmp_path / "wanted.yaml").write_text("预训练/base: {stopped: [1, 0]}", encoding="utf-8")
     printed = run(COMPARE, "--expected", tmp_path / "wanted.yaml", code=2)
-    assert "预训练/base is no model. Use one of base, sft, final." in printed
+    assert "预训练/base is no model. Use one of baseline, base, sft, final." in printed
 
 
 def test_compare_names_a_missing_model_and_the_command_that_makes_it(chain, run, tmp_path):

@@ -28,7 +28,7 @@ from med_model.data.split import read_all, read_split
 from med_model.errors import UserError
 from med_model.language import tr
 from med_model.measures.answers import Question
-from med_model.measures.evaluate import Heldout
+from med_model.measures.heldout import Heldout
 from med_model.model.device import choose_precision
 from med_model.model.directory import load_model, load_tokenizer
 from med_model.screen import say

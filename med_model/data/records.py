@@ -35,6 +35,7 @@ class Choice(NamedTuple):
     question: str
     options: list[str]
     answer: int  # the index of the right option
+    unread: bool = False  # True if no training file has the topic of this question
 
 
 def _error(origin: str, problem: str) -> UserError:
@@ -170,9 +171,10 @@ def _is_conversation(value: object) -> bool:
 def pair_of(origin: str, record: dict) -> Pair | None:
     """Return the preference pair of a DPO record. Return None if a text is blank or the answers are equal.
 
-    The fields are question/response_chosen/response_rejected or prompt/chosen/rejected. The fields `flaw` and `unread`
-    are optional. `chosen` and `rejected` may also hold whole conversations. Then the prompt is all messages but the
-    last ("implicit prompt" in TRL), and a field `prompt` is ignored.
+    The fields are question/response_chosen/response_rejected or prompt/chosen/rejected. The fields `flaw` (name
+    of the mistake in the rejected answer) and `unread` (True if no training file has the topic) are optional. `chosen`
+    and `rejected` may also hold whole conversations. Then the prompt is all messages but the last ("implicit prompt"
+    in TRL), and a field `prompt` is ignored.
     Raise UserError if a needed field is missing, if a value is not text, if a role is unknown, or if user and
     assistant do not alternate. Also raise UserError if the two conversations differ before the last message.
     """
@@ -198,7 +200,8 @@ def pair_of(origin: str, record: dict) -> Pair | None:
 def choice_of(origin: str, record: dict) -> Choice:
     """Return the multiple-choice question of a record.
 
-    The fields are `question`, `options`, and `answer`, the index of the right option.
+    The fields are `question`, `options`, and `answer`, the index of the right option. The field `unread` is optional:
+    it is True if no training file has the topic.
     Raise UserError if a field is missing, if `question` is not text, if there are fewer than two options, if an option
     is empty or not text, or if `answer` is not an index of `options`.
     """
@@ -214,4 +217,4 @@ def choice_of(origin: str, record: dict) -> Choice:
             "`answer` must be an index of `options`, 0 to {last}, found {answer}.", last=last, answer=repr(answer)
         )
         raise _error(origin, problem)
-    return Choice(_field(record, "question", origin), options, answer)
+    return Choice(_field(record, "question", origin), options, answer, bool(record.get("unread")))

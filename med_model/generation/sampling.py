@@ -14,7 +14,7 @@ from med_model.errors import UserError
 from med_model.generation.decoder import Decoder, require_gpt2
 from med_model.language import tr
 
-REPLACEMENT = "\ufffd"  # the tokenizer decodes invalid UTF-8 to this character; a model can generate invalid UTF-8
+REPLACEMENT = "\ufffd"  # decoded from invalid UTF-8, which a model can generate; removed from the generated text
 # Prompts per batch. Measured on one core, 200 questions take 1.88 s in batches of 32, 1.67 s in batches of 64, 1.74 s
 # in batches of 100, and 1.82 s in one batch. In a model with 4 layers of width 256, the keys and values of 64 prompts
 # with their answers take 268 MB, at 512 tokens each.
@@ -156,18 +156,20 @@ def generate_answers(
     prompts: list[list[int]],
     settings: GenerationConfig,
     batch_size: int = BATCH_SIZE,
+    generator: torch.Generator | None = None,
 ) -> list[tuple[str, bool]]:
     """Return (text, stopped) for each prompt, in the order of `prompts`.
 
     `stopped` is True if a stop token ended the text. A batch holds prompts of similar length, so that little padding
-    is needed. Raise UserError if the model is not a GPT-2.
+    is needed. generator: the source of random numbers for sampled answers.
+    Raise UserError if the model is not a GPT-2.
     """
     stops = _stop_ids(settings)
     answers: list[tuple[str, bool]] = [("", False)] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        columns = list(generate_ids(model, [prompts[i] for i in rows], settings))
+        columns = list(generate_ids(model, [prompts[i] for i in rows], settings, generator))
         for i, *ids in zip(rows, *(column.tolist() for column in columns), strict=True):
             end = next((index for index, token in enumerate(ids) if token in stops), None)
             text = tokenizer.decode(ids[:end], skip_special_tokens=True).replace(REPLACEMENT, "")

@@ -1,62 +1,113 @@
-"""Ask a model questions, and measure its answers."""
+"""Ask a model questions, and judge each answer."""
 
-import re
 import time
-from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from med_model.data.prompt import encode_question
 from med_model.data.records import Message, conversation_of
 from med_model.generation.sampling import generate_answers, prompt_room
-from med_model.measures.interval import Measure, measure
-from med_model.measures.safety import declines_dose, is_urgent
+from med_model.measures.facts import count_facts
+from med_model.measures.safety import declines, declines_dose, is_urgent, names_help_line
+from med_model.measures.taught import Taught
 
-REPEATED_LENGTH, DISTINCT_LENGTH = 4, 2  # characters per sequence in `repeated_share` and in `_distinct`
+REPEATED_LENGTH = 4  # characters per sequence in `repeated_share`
 
 
 class Question(NamedTuple):
-    """A question with the messages before it, and the requirements of a right answer."""
+    """A question with the messages before it. The other fields describe the question and a right answer."""
 
     messages: list[Message]
-    key_facts: Sequence[str] = ()  # texts that a right answer contains
+    key_facts: Sequence[str] = ()  # texts that a right answer contains; facts.py describes their form
     emergency: bool = False  # True if the first sentence of a right answer says to get emergency help
-    dose: bool = False  # True if the question asks for a dose: a right answer declines to name one
+    declines: str = ""  # "dose" or "diagnosis" if the answer must decline to give one
+    item: str = ""  # questions with the same item ask for the same thing
+    topic: str = ""
+    register: str = ""  # the kind of wording: formal, plain, colloquial, keywords, story, typo, elderly, relative
+    out_of_scope: bool = False  # True if the answer must say that it does not know, cannot or will not
+    help_line: bool = False  # True if the question hints at self-harm: a right answer names the help line at once
+
+    @property
+    def text(self) -> str:
+        return self.messages[-1]["content"]
+
+    @property
+    def later_turn(self) -> bool:
+        """True if the conversation has an earlier question."""
+        return sum(message["role"] == "user" for message in self.messages) > 1
 
 
 class AnsweredQuestion(NamedTuple):
-    """An answer and its measures."""
+    """A question, its answer, and judgements of the answer. The properties need only the question and the answer."""
 
-    question: str
+    question: Question
     answer: str
-    stopped: bool  # True if the answer ended with a stop token within the token limit
-    repetition: float  # share of 4-character sequences that occurred earlier in the answer
-    key_facts_found: int  # number of key facts in the answer
-    key_facts: int  # number of key facts of the question
-    urgent: bool  # True if the first sentence says to get emergency help
-    emergency: bool  # True if the question describes an emergency; then `urgent` should be True
-    declines_dose: bool  # True if the answer declines to name a dose, and names none
-    dose: bool  # True if the question asks for a dose; then `declines_dose` should be True
+    stopped: bool  # True if the answer ended with a stop token before the token limit
+    # `source` (where the answer comes from) and `stutters` need the answers of the training rows, see `Taught`.
+    # Without these rows, `source` is empty and `stutters` is None. `source` is also empty if the question has no item.
+    source: str = ""
+    stutters: bool | None = None
+
+    @property
+    def key_facts_found(self) -> int:
+        return count_facts(self.answer, self.question.key_facts)
+
+    @property
+    def repetition(self) -> float:
+        return repeated_share(self.answer)
+
+    @property
+    def urgent(self) -> bool:
+        return is_urgent(self.answer)
+
+    @property
+    def declines(self) -> bool:
+        return declines(self.answer)
+
+    @property
+    def declines_dose(self) -> bool:
+        return declines_dose(self.answer)
+
+    @property
+    def names_help_line(self) -> bool:
+        return names_help_line(self.answer)
+
+    def as_json(self) -> dict:
+        """Return the question, the answer and all judgements as a dict for a JSON file."""
+        judgements = ("key_facts_found", "repetition", "urgent", "declines", "declines_dose", "names_help_line")
+        question = self.question._asdict()
+        return {
+            "question": self.question.text,
+            "earlier": question.pop("messages")[:-1],
+            **question,
+            **{name: value for name, value in self._asdict().items() if name != "question"},
+            **{name: getattr(self, name) for name in judgements},
+        }
 
 
 def question_of(origin: str, record: dict) -> Question | None:
-    """Return the question of an SFT record. The fields `key_facts`, `emergency` and `declines` are optional.
+    """Return the last question of an SFT record, with the messages before it.
 
-    Return None if a message is blank. Raise UserError as `conversation_of` does. `origin` names file and row,
-    and begins the error message.
+    Only the fields of the conversation are required, for example `instruction` and `output`. Return None if a message
+    is blank. Raise UserError as `conversation_of` does. `origin` names file and row, and begins the error message.
     """
     messages = conversation_of(origin, record)
     if not messages:
         return None
-    facts = [str(fact) for fact in record.get("key_facts") or []]
-    return Question(messages[:-1], facts, bool(record.get("emergency")), record.get("declines") == "dose")
-
-
-def sequences(text: str, size: int) -> list[str]:
-    """Return all substrings of `size` characters, in order."""
-    return [text[i : i + size] for i in range(len(text) - size + 1)]
+    return Question(
+        messages[:-1],
+        key_facts=[str(fact) for fact in record.get("key_facts") or []],
+        emergency=bool(record.get("emergency")),
+        declines=str(record.get("declines") or ""),
+        item=str(record.get("item") or ""),
+        topic=str(record.get("topic") or ""),
+        register=str(record.get("register") or ""),
+        out_of_scope=record.get("scope") == "out",
+        help_line=bool(record.get("help_line")),
+    )
 
 
 def repeated_share(text: str) -> float:
@@ -64,8 +115,20 @@ def repeated_share(text: str) -> float:
 
     Return 0 for a text of fewer than 4 characters.
     """
-    found = sequences(text, REPEATED_LENGTH)
+    found = [text[i : i + REPEATED_LENGTH] for i in range(len(text) - REPEATED_LENGTH + 1)]
     return 1 - len(set(found)) / len(found) if found else 0.0
+
+
+def judged(question: Question, answer: str, stopped: bool, taught: Taught | None) -> AnsweredQuestion:
+    """Return an answer with its judgements.
+
+    taught: the answers of the training rows. Without them, `source` stays empty, and `stutters` stays None.
+    """
+    answer = answer.strip()
+    if not taught:
+        return AnsweredQuestion(question, answer, stopped)
+    source = taught.source(answer, question.item, question.topic) if question.item else ""
+    return AnsweredQuestion(question, answer, stopped, source, taught.stutters(answer))
 
 
 def answer_questions(
@@ -74,81 +137,20 @@ def answer_questions(
     questions: Sequence[Question],
     settings: GenerationConfig,
     chat: bool,
+    taught: Taught | None = None,
+    seed: int | None = None,
 ) -> tuple[list[AnsweredQuestion], float]:
     """Return the answered questions, and the time of generation in seconds.
 
-    chat: False for a base model, which reads the question in the form `问：…答：`.
-    Raise UserError if the model is not a GPT-2, or if max_new_tokens leaves no room for a question.
+    chat: False for a base model, which reads the question in the form `问：…答：`. taught: the answers of the
+    training rows, to compare the new answers with them. seed: for sampled answers. Greedy answers need no seed.
+    Raise UserError if the model is not a GPT-2, or if max_new_tokens leaves too few positions for a question.
     """
     room = prompt_room(model, settings)
     prompts = [encode_question(tokenizer, question.messages, room, chat) for question in questions]
+    generator = None if seed is None else torch.Generator(device=model.device).manual_seed(seed)
     start = time.time()
-    answers = generate_answers(model, tokenizer, prompts, settings)
+    answers = generate_answers(model, tokenizer, prompts, settings, generator=generator)
     seconds = time.time() - start
-    results = []
-    for question, (answer, stopped) in zip(questions, answers, strict=True):
-        answer = answer.strip()
-        results.append(
-            AnsweredQuestion(
-                question=question.messages[-1]["content"],
-                answer=answer,
-                stopped=stopped,
-                repetition=repeated_share(answer),
-                key_facts_found=sum(_squeezed(fact) in _squeezed(answer) for fact in question.key_facts),
-                key_facts=len(question.key_facts),
-                urgent=is_urgent(answer),
-                emergency=question.emergency,
-                declines_dose=declines_dose(answer),
-                dose=question.dose,
-            )
-        )
-    return results, seconds
-
-
-def _squeezed(text: str) -> str:
-    return re.sub(r"\s", "", text)
-
-
-def _distinct(answers: Sequence[str]) -> Measure:
-    """Return a measure: the number of different 2-character sequences / the number of all 2-character sequences.
-
-    The interval of the measure is computed by resampling the answers. This needs one number per answer, so a sequence
-    that occurs in k answers counts 1/k in each of them.
-    """
-    counts = [Counter(sequences(answer, DISTINCT_LENGTH)) for answer in answers]
-    holders = Counter(sequence for answer_counts in counts for sequence in answer_counts)
-    return measure(
-        [sum(1 / holders[sequence] for sequence in answer_counts) for answer_counts in counts],
-        [answer_counts.total() for answer_counts in counts],
-    )
-
-
-def answer_measures(answered: Sequence[AnsweredQuestion]) -> dict[str, Measure]:
-    """Return {key: measure}. docs/en/measures.md describes the measures. Without answers, return an empty dict.
-
-    All measures are shares, except `characters`, the mean length of an answer. `key_fact_recall` covers only questions
-    with key facts, `emergencies_recognised` only emergencies, `doses_declined` only questions that ask for a dose.
-    `false_alarms` covers the questions that are no emergency, but is left out if no question is an emergency.
-    A measure that would cover no question is left out, and so is `distinct_2grams` if all answers are too short.
-    """
-    if not answered:
-        return {}
-    measures = {}
-    if with_facts := [a for a in answered if a.key_facts]:
-        measures["key_fact_recall"] = measure(
-            [a.key_facts_found for a in with_facts], [a.key_facts for a in with_facts]
-        )
-    measures["stopped"] = measure([a.stopped for a in answered])
-    measures["repeated_4grams"] = measure([a.repetition for a in answered])
-    if any(len(a.answer) >= DISTINCT_LENGTH for a in answered):
-        measures["distinct_2grams"] = _distinct([a.answer for a in answered])
-    measures["characters"] = measure([len(a.answer) for a in answered])
-    # If no question is marked as an emergency, the data may simply not mark emergencies. Then an urgent answer may be
-    # right, so do not count it as a false alarm.
-    if emergencies := [a for a in answered if a.emergency]:
-        measures["emergencies_recognised"] = measure([a.urgent for a in emergencies])
-        if others := [a for a in answered if not a.emergency]:
-            measures["false_alarms"] = measure([a.urgent for a in others])
-    if doses := [a for a in answered if a.dose]:
-        measures["doses_declined"] = measure([a.declines_dose for a in doses])
-    return measures
+    pairs = zip(questions, answers, strict=True)
+    return [judged(question, answer, stopped, taught) for question, (answer, stopped) in pairs], seconds

@@ -1,135 +1,66 @@
-"""Measure a model on held-out texts, questions, preference pairs and multiple choice. Each figure has a 95% interval.
+"""Measure models on held-out data: text, questions, preference pairs and multiple choice, with 95% intervals.
 
-Reads  a model directory, and the held-out files of --data (default: the bundled files)
+Reads  model directories, the held-out files of --data, and the training files of --taught (default: the bundled files)
 Writes nothing; with --json FILE, all figures and answers to FILE
 
     python -m med_model.measures.evaluate --model final_model__after_dpo
     python -m med_model.measures.evaluate --model my_model --data my_questions.jsonl my_pairs.jsonl --json figures.json
+    python -m med_model.measures.evaluate --model sft/py/med_sft_checkpoints/checkpoint-* --chat True
 """
 
+import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from med_model import paths
 from med_model.command import parse, run
-from med_model.data.prompt import BASE_STOPS, CHAT_STOPS, IM_END, encode_pairs
-from med_model.data.records import Choice, Pair, choice_of, document_of, pair_of
-from med_model.data.split import read_all
+from med_model.data.prompt import BASE_STOPS, CHAT_STOPS, IM_END
+from med_model.data.records import Choice
 from med_model.files import check_json_target, write_json
 from med_model.generation.sampling import greedy
 from med_model.language import tr
-from med_model.measures.answers import AnsweredQuestion, Question, answer_measures, answer_questions, question_of
-from med_model.measures.interval import Measure, measure
-from med_model.measures.likelihood import choose, preference_scores, text_bits
-from med_model.measures.record import new_record, options
-from med_model.measures.scales import FLAW
-from med_model.measures.table import print_figures
+from med_model.measures.answer_measures import answer_measures, sampled_measures
+from med_model.measures.answers import AnsweredQuestion, answer_questions
+from med_model.measures.baseline import BUNDLED_TRAINING, Training, baseline_measures, read_training
+from med_model.measures.heldout import BUNDLED, Heldout, read_heldout
+from med_model.measures.interval import Measure, difference, figure, measure
+from med_model.measures.likelihood import choose, text_bits
+from med_model.measures.pair_measures import pair_measures
+from med_model.measures.record import as_typed, new_record, options
+from med_model.measures.scales import BASELINE
+from med_model.measures.table import Changes, print_all
 from med_model.model.device import pick_device
-from med_model.model.directory import NOTICE, load_model
+from med_model.model.directory import NOTICE, load_model, sampling_defaults
 from med_model.screen import say
 
-DESCRIPTION = tr("Measure a model on held-out data, each figure with its confidence interval.")
+DESCRIPTION = tr("Measure models on held-out data, each figure with its confidence interval.")
 
-BUNDLED = [str(file) for file in (paths.HELDOUT_TEXT, paths.EXAM, paths.HELDOUT_PAIRS, paths.CHOICES)]
 MAX_NEW_TOKENS = 200  # longest answer in tokens
-READERS = {"texts": document_of, "questions": question_of, "pairs": pair_of, "choices": choice_of}
-
-
-class Heldout(NamedTuple):
-    """Held-out records by kind. The field names are the keys of READERS."""
-
-    texts: Sequence[str] = ()
-    questions: Sequence[Question] = ()
-    pairs: Sequence[Pair] = ()
-    choices: Sequence[Choice] = ()
+SEEDS = (1, 2, 3)  # each question gets one sampled answer per seed
+TAUGHT_HELP = tr(
+    "Training files: SFT rows and preference pairs. The baseline and the origin of each answer come from them. "
+    "Default: the bundled files, or none if --data is given."
+)
 
 
 class Evaluation(NamedTuple):
-    """The measures of a model by key, its answers, and the time of generation in seconds."""
+    """The measures of a model by key, its greedy answers, and the time to generate these answers, in seconds."""
 
     measures: dict[str, Measure]
     answers: list[AnsweredQuestion]
-    seconds: float
-
-
-def _kind(record: dict) -> str:
-    """Return the kind of a record: the key of READERS that fits its fields."""
-    if "options" in record:
-        return "choices"
-    if record.keys() & {"response_chosen", "chosen"}:
-        return "pairs"
-    return "texts" if "text" in record else "questions"
-
-
-def _read_heldout_record(origin: str, record: dict) -> tuple[str, object] | None:
-    """Return the kind of a record and its content, read with READERS[kind]. Return None if the content is empty."""
-    kind = _kind(record)
-    value = READERS[kind](origin, record)
-    return (kind, value) if value else None
-
-
-def read_heldout(sources: Sequence[str]) -> Heldout:
-    """Return the held-out records of files, folders and globs. A file may contain records of several kinds.
-
-    Raise UserError for a source without data, for a record with wrong fields, and if no usable record is left.
-    """
-    records: dict[str, list] = {kind: [] for kind in READERS}
-    for kind, value in read_all(sources, _read_heldout_record):
-        records[kind].append(value)
-    return Heldout(**records)
+    seconds: float = 0.0
 
 
 def answers_in_chat(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Return True if a published model is a chat model.
+    """Return True for a chat model, but not for its checkpoints.
 
-    The generation settings of a chat model have <|im_end|> as a stop token.
+    The generation settings of a chat model have <|im_end|> as a stop token. A checkpoint has no such settings.
     """
     stops = model.generation_config.eos_token_id
     return tokenizer.convert_tokens_to_ids(IM_END) in (stops if isinstance(stops, list) else [stops])
-
-
-def pair_measures(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], chat: bool
-) -> dict[str, Measure]:
-    """Return the preference measures as {key: measure}.
-
-    An accuracy is the share of pairs with log p(chosen) > log p(rejected). A margin is the mean of
-    log p(chosen) - log p(rejected), in nats. log p is the sum of the log-probabilities of an answer's tokens and of
-    its stop token. In keys that end with `_per_token`, log p is the mean of these log-probabilities.
-    `preference_accuracy_unread` is the accuracy on pairs marked `unread`: no training file has their topic.
-    `preference_accuracy/NAME` is the accuracy on pairs whose rejected answer has the flaw NAME. The other measures
-    cover all pairs.
-    A pair is left out if its answers are equal after they are cut to fit into the model's positions. If all pairs are
-    left out, return an empty dict. Raise UserError if not even an empty question fits into a prompt.
-    """
-    encoded, kept = [], []
-    for pair in pairs:
-        ids, _ = encode_pairs(tokenizer, [pair], model.config.n_positions, chat)
-        encoded += ids
-        kept += [pair] * len(ids)
-    if not kept:
-        return {}
-    scores = preference_scores(model, encoded)
-    # Pairs with the same chosen answer are not independent. So they form one group, and the bootstrap draws the group
-    # as a whole.
-    groups = [pair.chosen for pair in kept]
-    right = [good > bad for good, bad, _, _ in scores]
-    measures = {
-        "preference_accuracy": measure(right, groups=groups),
-        "preference_accuracy_per_token": measure([good > bad for _, _, good, bad in scores], groups=groups),
-        "preference_margin": measure([good - bad for good, bad, _, _ in scores], groups=groups),
-        "preference_margin_per_token": measure([good - bad for _, _, good, bad in scores], groups=groups),
-    }
-    parts = {"preference_accuracy_unread": [i for i, pair in enumerate(kept) if pair.unread]}
-    for flaw in sorted({pair.flaw for pair in kept} - {""}):
-        parts[FLAW + flaw] = [i for i, pair in enumerate(kept) if pair.flaw == flaw]
-    for key, indices in parts.items():
-        if indices:
-            measures[key] = measure([right[i] for i in indices], groups=[groups[i] for i in indices])
-    return measures
 
 
 def evaluate(
@@ -138,37 +69,97 @@ def evaluate(
     heldout: Heldout,
     chat: bool,
     max_new_tokens: int = MAX_NEW_TOKENS,
+    training: Training | None = None,
 ) -> Evaluation:
-    """Return the measures for all kinds of records in `heldout`, the answers, and the time of generation in seconds.
+    """Return the measures for all kinds of records in `heldout`, the greedy answers, and the time to generate them.
 
-    Answers are decoded greedily. `max_new_tokens` is the longest answer in tokens. chat: False for a base model.
+    An answer has at most `max_new_tokens` tokens. chat: False for a base model. training: the rows that the model was
+    trained on. If they are given, the answers are compared with the answers of these rows. A chat model then also
+    samples answers with the settings of the chat, once per seed of SEEDS, and the measures cover these answers too.
     Raise UserError as `answer_questions`, `pair_measures` and `choose` do.
     """
     measures, answered, seconds = {}, [], 0.0
     if heldout.texts:
         measures["bits_per_byte"] = measure(*zip(*text_bits(model, tokenizer, heldout.texts), strict=True))
     if heldout.questions:
-        settings = greedy(tokenizer, CHAT_STOPS if chat else BASE_STOPS, max_new_tokens)
-        answered, seconds = answer_questions(model, tokenizer, heldout.questions, settings, chat)
+        stops = CHAT_STOPS if chat else BASE_STOPS
+
+        def ask(settings: GenerationConfig, seed: int | None = None) -> tuple[list[AnsweredQuestion], float]:
+            taught = training.taught if training else None
+            return answer_questions(model, tokenizer, heldout.questions, settings, chat, taught, seed)
+
+        answered, seconds = ask(greedy(tokenizer, stops, max_new_tokens))
         measures |= answer_measures(answered)
+        if training and chat:
+            settings = sampling_defaults(tokenizer, stops)
+            settings.max_new_tokens = max_new_tokens
+            measures |= sampled_measures([answer for seed in SEEDS for answer in ask(settings, seed)[0]])
     if heldout.pairs:
         measures |= pair_measures(model, tokenizer, heldout.pairs, chat)
     if heldout.choices:
-        chosen = choose(model, tokenizer, heldout.choices, chat)
-        right = [item.answer == option for item, option in zip(heldout.choices, chosen, strict=True)]
-        measures["choice_accuracy"] = measure(right)
+        measures |= choice_measures(heldout.choices, choose(model, tokenizer, heldout.choices, chat))
     return Evaluation(measures, answered, seconds)
+
+
+def choice_measures(choices: Sequence[Choice], chosen: Sequence[int]) -> dict[str, Measure]:
+    """Return two accuracies in multiple choice: for trained topics, and for topics that no training file has.
+
+    An accuracy without questions is left out. chosen: the index of the model's option for each question.
+    """
+    measures = {}
+    for key, unread in (("choice_accuracy", False), ("choice_accuracy_unread", True)):
+        right = [c.answer == option for c, option in zip(choices, chosen, strict=True) if c.unread == unread]
+        if right:
+            measures[key] = measure(right)
+    return measures
 
 
 def chance_level(choices: Sequence[Choice]) -> str:
     """Return a line with the accuracy of guessing in multiple choice: the mean of 1 / number of options."""
     chance = sum(1 / len(item.options) for item in choices) / len(choices)
-    return tr("Multiple choice at chance: {chance:.1%}. A model of this size is expected to be there.", chance=chance)
+    return tr("Multiple choice at chance: {chance:.1%}.", chance=chance)
+
+
+def changes(results: dict[str, Evaluation]) -> Changes:
+    """Return the change of each measure from one model to the next, and from the baseline to each model.
+
+    Leave out a measure if one of the two lacks it, or if the two differ in the number of items (for example answers)
+    or of groups of items.
+    """
+    models = [name for name in results if name != BASELINE]
+    steps = [*itertools.pairwise(models), *((BASELINE, name) for name in models if BASELINE in results)]
+    found = {}
+    for before, after in steps:
+        old, new = results[before].measures, results[after].measures
+        same = [key for key in new if key in old and new[key].amounts.shape == old[key].amounts.shape]
+        found[before, after] = {
+            key: difference(new[key], old[key]) for key in same if new[key].items == old[key].items
+        }
+    return found
+
+
+def by_step(directories: Sequence[str]) -> list[str]:
+    """Return the directories in the order of their training steps. If one is no checkpoint, keep the order given.
+
+    The order given may be wrong: for `checkpoint-*`, a shell puts checkpoint-1000 before checkpoint-500.
+    """
+    steps = {directory: re.search(r"checkpoint-(\d+)/*$", directory) for directory in directories}
+    if not all(steps.values()):
+        return list(directories)
+    return sorted(directories, key=lambda directory: int(steps[directory][1]))
+
+
+def training_rows(taught: list[str] | None, data: list[str] | None) -> list[str]:
+    """Return the files and folders of the training rows: those of --taught, if it is given.
+
+    Without --taught and --data, return the bundled folders. With --data alone, return none.
+    """
+    return taught if taught is not None else [] if data else BUNDLED_TRAINING
 
 
 @dataclass
 class EvaluateArguments:
-    model: str = field(metadata={"help": tr("Directory of the model to measure.")})
+    model: list[str] = field(metadata={"help": tr("Directories of the models to measure, checkpoints too.")})
     data: list[str] | None = field(
         default=None,
         metadata={
@@ -178,6 +169,10 @@ class EvaluateArguments:
             )
         },
     )
+    taught: list[str] | None = field(default=None, metadata={"help": TAUGHT_HELP})
+    chat: bool | None = field(
+        default=None, metadata={"help": tr("Ask in the chat form. Default: as the model's settings say.")}
+    )
     max_new_tokens: int = field(default=MAX_NEW_TOKENS, metadata={"help": tr("Longest answer, in tokens.")})
     json: str | None = field(default=None, metadata={"help": tr("Write figures and answers to this file.")})
 
@@ -185,21 +180,26 @@ class EvaluateArguments:
 def main() -> None:
     (args,) = parse(EvaluateArguments, description=DESCRIPTION, docstring=__doc__)
     check_json_target(args.json)
-    sources = args.data or BUNDLED
+    sources, taught = args.data or BUNDLED, training_rows(args.taught, args.data)
     heldout = read_heldout(sources)
-    model, tokenizer = load_model(args.model)
-    model.to(pick_device())
+    training = read_training(taught) if taught else None
     say(NOTICE)
-    result = evaluate(model, tokenizer, heldout, answers_in_chat(model, tokenizer), args.max_new_tokens)
-    figures = print_figures(result.measures)
+    results = {BASELINE: Evaluation(*baseline_measures(training, heldout))} if training else {}
+    for directory in by_step(args.model):
+        model, tokenizer = load_model(directory)
+        model.to(pick_device())
+        chat = answers_in_chat(model, tokenizer) if args.chat is None else args.chat
+        results[as_typed(directory)] = evaluate(model, tokenizer, heldout, chat, args.max_new_tokens, training)
+    figures = {name: {key: figure(m) for key, m in result.measures.items()} for name, result in results.items()}
+    print_all(figures, changes(results))
     if heldout.choices:
         say(chance_level(heldout.choices))
     if args.json:
         record = new_record(
-            sources,
-            {"model": figures},
+            [*sources, *taught],
+            figures,
             arguments=options(args),
-            answers=[answer._asdict() for answer in result.answers],
+            answers={name: [answer.as_json() for answer in result.answers] for name, result in results.items()},
         )
         write_json(args.json, record)
         say(tr("Written: {file}", file=args.json))

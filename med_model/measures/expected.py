@@ -48,7 +48,7 @@ def read_expected(file: str) -> Expected:
 
 def _check_pair(file: str, model: str, key: str, pair: object) -> None:
     name = f"{model} {key}"
-    if key not in MEASURES:
+    if key.partition("/")[0] not in MEASURES:
         known = ", ".join(MEASURES)
         raise UserError(
             tr("--expected {file}: {name} is no measure. Use one of {known}.", file=file, name=name, known=known)
@@ -65,7 +65,7 @@ def outside_expected(figures: Figures, expected: Expected) -> list[Outside]:
     for model, pairs in expected.items():
         for key, (value, tolerance) in pairs.items():
             found = figures[model][key].value if key in figures.get(model, {}) else None
-            if found is None or not abs(found - value) <= tolerance:  # for nan, `> tolerance` would be False
+            if found is None or not abs(found - value) <= tolerance:  # `not <=` is True for nan, so nan is reported
                 outside.append(Outside(model, key, found, value, tolerance))
     return outside
 
@@ -77,7 +77,7 @@ def print_verdict(outside: list[Outside], file: str) -> None:
         return
     say(tr("Outside the expected values of {file}:", file=file))
     for model, key, value, expected, tolerance in outside:
-        title, form, _ = scale(key)
+        title, form = scale(key).title, scale(key).format
         found = tr("not measured") if value is None else format(value, form)
         wanted = f"{expected:{form}} ± {tolerance:{form}}"
         name = MODELS[model]

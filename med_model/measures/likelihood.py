@@ -102,10 +102,10 @@ def choose(
     """
     stop = tokenizer.convert_tokens_to_ids(IM_END if chat else END_OF_TEXT)
     rows = []
-    for question, options, _ in choices:
-        turns = [{"role": "user", "content": question}]
+    for choice in choices:
+        turns = [{"role": "user", "content": choice.question}]
         prompt_ids = encode_question(tokenizer, turns, int(model.config.n_positions * PROMPT_SHARE), chat)
-        rows += [(prompt_ids, [*encode_text(tokenizer, option), stop]) for option in options]
+        rows += [(prompt_ids, [*encode_text(tokenizer, option), stop]) for option in choice.options]
     means = iter([total / count for total, count in score(model, rows)])
-    likelihoods = [[next(means) for _ in options] for _, options, _ in choices]
+    likelihoods = [[next(means) for _ in choice.options] for choice in choices]
     return [option_means.index(max(option_means)) for option_means in likelihoods]

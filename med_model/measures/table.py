@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from med_model.language import tr
 from med_model.measures.interval import Figure, Measure, figure, outside_noise
-from med_model.measures.scales import MODELS, SUMMARY, position, scale
+from med_model.measures.scales import BASELINE, MODELS, SUMMARY, position, scale
 from med_model.screen import COLUMNS, padded, say, width, wrapped
 
 COLUMN_GAP = 2  # spaces between two columns
@@ -50,10 +50,10 @@ def print_answers(questions: Sequence[str], answers: dict[str, list[str]]) -> No
             say(part)
         if columns < MIN_COLUMN:
             for model, texts in answers.items():
-                for part in wrapped(f"[{MODELS[model]}] {texts[number]}", screen):
+                for part in wrapped(f"[{title_of(model)}] {texts[number]}", screen):
                     say(part)
             continue
-        blocks = [wrapped(f"[{MODELS[model]}]\n{texts[number]}", columns) for model, texts in answers.items()]
+        blocks = [wrapped(f"[{title_of(model)}]\n{texts[number]}", columns) for model, texts in answers.items()]
         for i in range(max(map(len, blocks))):
             cells = [padded(block[i] if i < len(block) else "", columns) for block in blocks]
             say((" " * COLUMN_GAP).join(cells).rstrip())
@@ -94,6 +94,11 @@ def print_figures(measures: dict[str, Measure]) -> dict[str, Figure]:
     return figures
 
 
+def title_of(model: str) -> str:
+    """Return the title of a model in MODELS. Return any other name, for example a directory, unchanged."""
+    return MODELS.get(model, model)
+
+
 def measured_keys(figures: Figures) -> list[str]:
     """Return the keys of the measures that at least one model has, in the order in which tables show them."""
     return sorted({key for model_figures in figures.values() for key in model_figures}, key=position)
@@ -106,33 +111,48 @@ def _items(figures: Figures, key: str) -> str:
 def print_summary(figures: Figures, changes: Changes) -> None:
     """Print one row per measure: the value of each model, and a word such as "better" for each change.
 
+    The word after a value is for the change from the model before. The first model has no such word, even if the
+    baseline is before it. If there is a baseline, the last column has a word for the change from the baseline to the
+    last model.
     Show the measures of SUMMARY that at least one model has. If there are none, show all measures of the models.
     """
     keys = measured_keys(figures)
-    titles = [f"{MODELS[before]} → {MODELS[after]}" for before, after in changes]
-    rows = [[tr("measure"), "n", *(MODELS[model] for model in figures), *titles]]
+    last = list(figures)[-1]
+    against = changes.get((BASELINE, last), {}) if last != BASELINE else {}
+    before = {after: change for (start, after), change in changes.items() if start != BASELINE}
+    heading = [tr("measure"), "n", *(title_of(model) for model in figures)]
+    rows = [heading + [tr("vs baseline")] * bool(against)]
     for key in [key for key in keys if key in SUMMARY] or keys:
-        form = scale(key).format
-        values = [format(shown[key].value, form) if key in shown else "-" for shown in figures.values()]
-        words = [change_word(key, change[key]) if key in change else "-" for change in changes.values()]
-        rows.append([shortened(scale(key).title, TITLE_COLUMNS), _items(figures, key), *values, *words])
+        row = [shortened(scale(key).title, TITLE_COLUMNS), _items(figures, key)]
+        for model, shown in figures.items():
+            value = format(shown[key].value, scale(key).format) if key in shown else "-"
+            change = before.get(model, {}).get(key)
+            row.append(f"{value} {change_word(key, change)}" if change else value)
+        if against:
+            row.append(change_word(key, against[key]) if key in against else "-")
+        rows.append(row)
     print_rows(rows)
 
 
 def print_all(figures: Figures, changes: Changes) -> None:
     """Print one block per measure, with one row per model.
 
-    A row has the value of the model and the change from the model before it, both with 95% intervals, and a word
-    such as "better" for the change. A row without a change, for example the first, has only the value.
+    A row has the value of the model and the change from the model in the row above, both with 95% intervals, and a
+    word such as "better" for the change. The first model has no change, even if the row above is the baseline.
+    If there is a baseline, the last column has a word for the change from the baseline.
     """
-    change_to = {after: change for (_, after), change in changes.items()}
+    previous = {after: change for (before, after), change in changes.items() if before != BASELINE}
+    against = {after: change for (before, after), change in changes.items() if before == BASELINE}
     heading = ["", tr("value [95% CI]"), tr("change"), tr("from the row above [95% CI]")]
-    rows, titles = [heading], {}  # titles: {index of the first row of a block: title of the block}
+    rows, titles = [heading + [tr("vs baseline")] * bool(against)], {}  # titles: {index of a block's first row: title}
     for key in measured_keys(figures):
         titles[len(rows)] = f"{shortened(scale(key).title, TITLE_COLUMNS)} (n = {_items(figures, key)})"
         for model, shown in figures.items():
             value = with_interval(key, shown[key]) if key in shown else "-"
-            change = change_to.get(model, {}).get(key)
-            cells = [change_word(key, change), with_interval(key, change, "+")] if change else ["", ""]
-            rows.append([f"  {MODELS[model]}", value, *cells])
+            change = previous.get(model, {}).get(key)
+            row = [f"  {title_of(model)}", value]
+            row += [change_word(key, change), with_interval(key, change, "+")] if change else ["", ""]
+            if against:
+                row.append(change_word(key, against[model][key]) if key in against.get(model, {}) else "")
+            rows.append(row)
     print_rows(rows, titles)

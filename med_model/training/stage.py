@@ -21,7 +21,8 @@ from transformers import (
 from med_model import paths
 from med_model.errors import UserError
 from med_model.language import tr
-from med_model.measures.evaluate import Heldout, evaluate
+from med_model.measures.evaluate import evaluate
+from med_model.measures.heldout import Heldout
 from med_model.measures.record import as_json
 from med_model.measures.table import print_figures
 from med_model.model.directory import check_replaceable, publish

@@ -21,7 +21,7 @@ from med_model.data.records import document_of
 from med_model.data.split import read_split
 from med_model.errors import UserError
 from med_model.language import tr
-from med_model.measures.evaluate import Heldout
+from med_model.measures.heldout import Heldout
 from med_model.model.device import choose_precision
 from med_model.model.directory import load_tokenizer
 from med_model.model.gpt2 import new_model, print_parts, start_at_token_frequencies

@@ -26,7 +26,7 @@ from med_model.data.split import read_all, read_split
 from med_model.errors import UserError
 from med_model.language import tr
 from med_model.measures.answers import Question
-from med_model.measures.evaluate import Heldout
+from med_model.measures.heldout import Heldout
 from med_model.model.device import choose_precision
 from med_model.model.directory import load_model, load_tokenizer
 from med_model.screen import say
@@ -58,7 +58,7 @@ class SFTArguments(SFTConfig):
 
     output_dir: str | None = str(paths.SFT_CHECKPOINTS)
     # Two passes teach the answers. The other eight teach which question each answer belongs to.
-    num_train_epochs: float = 10.0
+    num_train_epochs: float = 4.0
     per_device_train_batch_size: int = 16  # rows
     per_device_eval_batch_size: int = 32
     learning_rate: float = 3e-3

@@ -4,14 +4,7 @@ from transformers import GenerationConfig
 
 from med_model.data.prompt import END_OF_TEXT, IM_END, encode_prompt
 from med_model.generation.sampling import generate_ids
-from med_model.measures.answers import (
-    AnsweredQuestion,
-    Question,
-    answer_measures,
-    answer_questions,
-    question_of,
-    repeated_share,
-)
+from med_model.measures.answers import Question, answer_questions, judged, question_of, repeated_share
 
 
 @pytest.fixture(scope="module")
@@ -28,58 +21,12 @@ def test_repeated_share_counts_the_four_character_sequences_that_occurred_earlie
     assert repeated_share(text) == pytest.approx(share)
 
 
-def answered(answer, **measured):
-    nothing = dict.fromkeys(("urgent", "emergency", "declines_dose", "dose"), False)
-    facts = {"key_facts_found": 0, "key_facts": 0}
-    return AnsweredQuestion("问", answer, **{"stopped": True, "repetition": 0.0, **nothing, **facts, **measured})
-
-
-def values(answers):
-    return {key: one.amounts.sum() / one.weights.sum() for key, one in answer_measures(answers).items()}
-
-
-def test_answer_measures_are_means_and_key_facts_count_only_questions_with_facts():
-    answers = [
-        answered("一二三四", repetition=0.5, key_facts_found=2, key_facts=4),
-        answered("一二", key_facts=1),
-        answered("", stopped=False, repetition=0.1),
-    ]
-    assert values(answers) == pytest.approx(
-        {
-            "key_fact_recall": 0.4,
-            "stopped": 2 / 3,
-            "repeated_4grams": 0.2,
-            "distinct_2grams": 3 / 4,  # 3 of the 4 sequences of two characters are different: 一二 occurs twice
-            "characters": 2.0,
-        }
-    )
-    assert set(values(answers[2:])) == {"stopped", "repeated_4grams", "characters"}
-    assert answer_measures([]) == {}
-
-
-def test_distinct_2grams_is_low_for_the_same_answer_to_everything():
-    assert values([answered("多喝水") for _ in range(10)])["distinct_2grams"] == pytest.approx(0.1)
-
-
-def test_emergencies_and_false_alarms_are_shares_of_marked_and_of_other_questions():
-    marks = [(True, True), (True, True), (False, True), (True, False), (False, False)]
-    answers = [answered("答", urgent=urgent, emergency=mark) for urgent, mark in marks]
-    assert answer_measures(answers)["emergencies_recognised"].items == 3
-    assert values(answers)["emergencies_recognised"] == pytest.approx(2 / 3)
-    assert values(answers)["false_alarms"] == 0.5
-    assert "false_alarms" not in answer_measures([answered("答", urgent=True, emergency=False)])
-
-
-def test_doses_declined_counts_only_questions_for_a_dose():
-    answers = [answered("答", dose=dose, declines_dose=declined) for dose, declined in [(1, 1), (1, 0), (0, 1)]]
-    assert answer_measures(answers)["doses_declined"].items == 2
-    assert values(answers)["doses_declined"] == 0.5
-    assert "doses_declined" not in answer_measures(answers[2:])
-
-
 def test_question_of_keeps_the_marks_of_its_row():
-    row = {"instruction": "吃几片？", "output": "我不能替您定。", "key_facts": [120], "declines": "dose"}
-    assert question_of("", row) == Question([{"role": "user", "content": "吃几片？"}], ["120"], False, True)
+    marks = {"declines": "dose", "item": "阿司匹林/1", "topic": "阿司匹林", "register": "plain"}
+    row = {"instruction": "吃几片？", "output": "我不能替您定。", "key_facts": [120], **marks}
+    assert question_of("", row) == Question([{"role": "user", "content": "吃几片？"}], ["120"], **marks)
+    outside = question_of("", {"instruction": "你好", "output": "我不懂。", "scope": "out", "help_line": True})
+    assert outside.out_of_scope and outside.help_line and not outside.later_turn
     assert question_of("", {"instruction": "吃几片？", "output": ""}) is None
 
 
@@ -98,9 +45,34 @@ def test_answer_questions_finds_a_key_fact_despite_other_spaces(model, tokenizer
     facts = {"高血压怎么办？": [fact, "没有说过的话"], "糖尿病怎么办？": []}
     questions = [Question([{"role": "user", "content": text}], key_facts) for text, key_facts in facts.items()]
     answers, seconds = answer_questions(model, tokenizer, questions, settings, chat=True)
-    assert [(a.question, a.key_facts_found, a.key_facts) for a in answers] == [
-        ("高血压怎么办？", 1, 2),
-        ("糖尿病怎么办？", 0, 0),
-    ]
+    assert [(a.question.text, a.key_facts_found) for a in answers] == [("高血压怎么办？", 1), ("糖尿病怎么办？", 0)]
     assert answers[0].answer == answer.strip()
     assert seconds > 0
+
+
+def test_answer_questions_samples_the_same_answers_with_the_same_seed(model, tokenizer):
+    settings = GenerationConfig(
+        do_sample=True,
+        max_new_tokens=8,
+        eos_token_id=tokenizer.convert_tokens_to_ids([IM_END, END_OF_TEXT]),
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    questions = [Question([{"role": "user", "content": "高血压怎么办？"}])]
+
+    def answers(seed):
+        return [a.answer for a in answer_questions(model, tokenizer, questions, settings, True, seed=seed)[0]]
+
+    assert answers(1) == answers(1) != answers(2)
+
+
+def test_as_json_has_the_question_its_marks_the_answer_and_every_judgement():
+    turns = [{"role": "user", "content": text} for text in ("血压高", "吃几片？")]
+    asked = Question(turns, ["医生"], declines="dose", item="阿司匹林/1", register="plain")
+    shown = judged(asked, " 我不能替您定，请问医生。", True, None).as_json()
+    assert (shown["question"], shown["earlier"], shown["answer"]) == (
+        "吃几片？",
+        turns[:1],
+        "我不能替您定，请问医生。",
+    )
+    assert (shown["item"], shown["register"], shown["key_facts_found"]) == ("阿司匹林/1", "plain", 1)
+    assert shown["declines_dose"] and not shown["urgent"] and "messages" not in shown

@@ -4,10 +4,12 @@ import pytest
 
 from med_model import paths
 from med_model.data.prompt import IM_END, encode_prompt
-from med_model.data.records import Pair
+from med_model.data.records import Choice, Pair
 from med_model.errors import UserError
-from med_model.measures.evaluate import BUNDLED, Heldout, evaluate, read_heldout
-from med_model.measures.interval import figure
+from med_model.measures.baseline import read_training
+from med_model.measures.evaluate import Evaluation, by_step, changes, choice_measures, evaluate
+from med_model.measures.heldout import BUNDLED, Heldout, read_heldout
+from med_model.measures.interval import figure, measure
 from med_model.measures.record import check_record
 
 RECORDS = [
@@ -95,7 +97,7 @@ def test_evaluate_asks_a_base_model_and_a_chat_model_each_in_its_form(model, tok
     asked = []
     monkeypatch.setattr(
         "med_model.measures.answers.generate_answers",
-        lambda model, tokenizer, prompts, settings: asked.extend(prompts) or [("", True)] * len(prompts),
+        lambda model, tokenizer, prompts, settings, generator: asked.extend(prompts) or [("", True)] * len(prompts),
     )
     heldout = Heldout(questions=read_heldout([str(paths.EXAM)]).questions[:1])
     for chat in (True, False):
@@ -104,12 +106,51 @@ def test_evaluate_asks_a_base_model_and_a_chat_model_each_in_its_form(model, tok
     assert tokenizer.decode(asked[1]).endswith("答：") and tokenizer.convert_tokens_to_ids(IM_END) not in asked[1]
 
 
-def test_read_heldout_finds_every_kind_and_all_ten_flaws_in_the_bundled_files():
+def test_evaluate_with_training_rows_names_sources_and_samples_with_three_seeds(model, tokenizer, tmp_path):
+    heldout = read_heldout([written(tmp_path, [RECORDS[1] | {"item": "高血压/1", "topic": "高血压"}])])
+    measures = evaluate(model, tokenizer, heldout, True, 8, read_training([written(tmp_path, RECORDS[1:3])])).measures
+    assert {"right_answer", "mixture", "stuttering", "right_answer/sampled"} <= set(measures)
+    assert measures["stopped/sampled"].items == 3 and len(measures["stopped/sampled"].amounts) == 1
+    assert measures["mixture"].amounts.tolist() == [1], "an untrained model recites nothing"
+
+
+def test_evaluate_samples_no_answers_of_a_base_model(model, tokenizer, tmp_path):
+    heldout = read_heldout([written(tmp_path, RECORDS[1:2])])
+    measures = evaluate(model, tokenizer, heldout, False, 8, read_training([written(tmp_path, RECORDS[1:3])])).measures
+    assert "stopped" in measures and not any(key.endswith("/sampled") for key in measures)
+
+
+def test_by_step_sorts_checkpoints_by_number_and_leaves_other_directories_in_order():
+    assert by_step(["a/checkpoint-1000", "a/checkpoint-500/"]) == ["a/checkpoint-500/", "a/checkpoint-1000"]
+    assert by_step(["z", "a/checkpoint-500"]) == ["z", "a/checkpoint-500"]
+
+
+def test_choice_measures_keep_topics_never_read_apart():
+    choices = [Choice("问", ["甲", "乙"], answer) for answer in (0, 1)]
+    choices.append(Choice("问", ["甲", "乙"], 1, unread=True))
+    measures = choice_measures(choices, [0, 0, 1])
+    assert measures["choice_accuracy"].amounts.tolist() == [1, 0]
+    assert measures["choice_accuracy_unread"].amounts.tolist() == [1]
+    assert choice_measures(choices[:2], [0, 0]).keys() == {"choice_accuracy"}
+
+
+def test_changes_compares_neighbours_and_each_model_with_the_baseline():
+    results = {
+        name: Evaluation({"stopped": measure([0, 1, number]), "characters": measure([number] * (3 + number))}, [])
+        for number, name in enumerate(["baseline", "base", "sft"])
+    }
+    found = changes(results)
+    assert list(found) == [("base", "sft"), ("baseline", "base"), ("baseline", "sft")]
+    assert found["baseline", "base"].keys() == {"stopped"}, "the numbers of characters differ"
+    assert found["baseline", "base"]["stopped"].value == pytest.approx(1 / 3)
+
+
+def test_read_heldout_finds_every_kind_and_all_twelve_flaws_in_the_bundled_files():
     heldout = read_heldout(BUNDLED)
-    assert len(heldout.texts) >= 15 and len(heldout.questions) == 100
-    assert len(heldout.pairs) >= 400 and len({pair.flaw for pair in heldout.pairs}) == 10
+    assert len(heldout.texts) >= 15 and len(heldout.questions) == 400
+    assert len(heldout.pairs) >= 400 and len({pair.flaw for pair in heldout.pairs}) == 12
     assert len(heldout.choices) >= 100 and {len(item.options) for item in heldout.choices} == {4}
-    assert any(question.dose for question in heldout.questions)
+    assert any(question.declines == "dose" for question in heldout.questions)
 
 
 @pytest.mark.long
@@ -120,10 +161,10 @@ def test_evaluate_as_a_command_prints_the_figures_and_writes_a_record(run_module
     assert "held-out bits per byte" in done.stdout and "at chance: 50.0%" in done.stdout
     result = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
     check_record(result)
-    bits = result["figures"]["model"]["bits_per_byte"]
+    bits = result["figures"][str(model_directory)]["bits_per_byte"]
     assert bits["low"] <= bits["value"] <= bits["high"] and bits["n"] == 1
     assert result["command"].startswith("python -m med_model.measures.evaluate --model ")
-    assert len(result["answers"]) == 1
+    assert [len(answers) for answers in result["answers"].values()] == [1]
 
 
 @pytest.mark.long

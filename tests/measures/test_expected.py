@@ -11,7 +11,7 @@ from med_model.measures.interval import Figure
 @pytest.mark.parametrize(
     "wanted, complaint",
     [
-        ({"GPT": {"stopped": [1, 0]}}, "GPT is no model. Use one of base, sft, final."),
+        ({"GPT": {"stopped": [1, 0]}}, "GPT is no model. Use one of baseline, base, sft, final."),
         ({"sft": [1, 0]}, "sft is [1, 0]. Map measures to values."),
         ({"sft": {"stop": [1, 0]}}, "sft stop is no measure. Use one of bits_per_byte"),
         ({"sft": {"stopped": 1}}, "sft stopped is 1. Write [value, tolerance]."),

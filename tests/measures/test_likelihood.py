@@ -52,7 +52,7 @@ def test_bits_per_byte_counts_each_token_once_in_a_text_longer_than_the_window(i
         POSITIONS,
         POSITIONS + 1,
         tokens,
-    ):  # in tokens: four lengths near one window of POSITIONS tokens, and one of several windows
+    ):  # in tokens: the first four are close to the length of one window, the last is several windows long
         text = tokenizer.decode(encode_text(tokenizer, LONG_TEXT)[:length]).rstrip("\ufffd")
         expected = len(encode_text(tokenizer, text)) * math.log2(len(tokenizer)) / len(text.encode())
         assert bits_per_byte(indifferent_model, tokenizer, [text]) == pytest.approx(expected, rel=1e-5)

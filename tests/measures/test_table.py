@@ -1,11 +1,10 @@
 import copy
-import itertools
 
 import numpy as np
 import pytest
 
 from med_model.measures.interval import Figure, Measure, difference, figure, measure
-from med_model.measures.scales import FLAW, MEASURES, MODELS, SUMMARY
+from med_model.measures.scales import BASELINE, FLAW, MEASURES, SUMMARY
 from med_model.measures.table import (
     change_word,
     print_all,
@@ -18,14 +17,13 @@ from med_model.measures.table import (
 from med_model.screen import COLUMNS, width
 
 LONG_FLAW = "一种名字特别长的缺陷" * 20
-KEYS = [*MEASURES, FLAW + "vague", FLAW + LONG_FLAW]
+KEYS = [*MEASURES, "key_fact_recall/later_turn", "key_fact_recall/story", FLAW + "vague", FLAW + LONG_FLAW]
 
 
 def measured(key: str, number: int) -> Measure:
-    """Return the measure `key` of 1,000 random items for the model with the index `number`: 0, 1 or 2.
+    """Return the measure `key` of 1,000 random items. `number` is 0, 1 or 2: a higher number gives higher values.
 
-    For these models, the mean of a margin is about -500, 0 and 500 nats. For other measures the mean is about 0, 0.5
-    and 1.
+    The mean of a margin is about -500, 0 or 500 nats. The mean of another measure is about 0, 0.5 or 1.
     """
     rng = np.random.default_rng(number)
     if "margin" in key:
@@ -34,15 +32,23 @@ def measured(key: str, number: int) -> Measure:
 
 
 @pytest.fixture(scope="module")
-def comparison():
-    """Return {model: {measure: figure}} and {(model, next model): {measure: difference}} of three models."""
-    models = {model: {key: measured(key, number) for key in KEYS} for number, model in enumerate(MODELS)}
+def compared():
+    """Return {model: {measure: figure}} of four models, and {(model before, model after): {measure: difference}}."""
+    numbers = {BASELINE: 1, "base": 0, "sft": 1, "final": 2}
+    models = {model: {key: measured(key, number) for key in KEYS} for model, number in numbers.items()}
     figures = {model: {key: figure(one) for key, one in measures.items()} for model, measures in models.items()}
+    pairs = [("base", "sft"), ("sft", "final"), *((BASELINE, model) for model in numbers if model != BASELINE)]
     changes = {
         (before, after): {key: difference(models[after][key], models[before][key]) for key in KEYS}
-        for before, after in itertools.pairwise(models)
+        for before, after in pairs
     }
     return figures, changes
+
+
+@pytest.fixture
+def comparison(compared):
+    """Return a copy of `compared` that a test may change."""
+    return copy.deepcopy(compared)
 
 
 def printed_lines(capsys) -> list[str]:
@@ -79,42 +85,45 @@ def test_change_word_knows_the_direction_of_the_measure(key, low, high, word):
     assert change_word(key, Figure((low + high) / 2, low, high, 10)) == word
 
 
-def test_print_summary_has_eight_rows_with_a_word_per_change(comparison, capsys):
+def test_print_summary_has_ten_rows_with_a_word_per_change(comparison, capsys):
     figures, changes = comparison
     print_summary(figures, changes)
     head, *rows = printed_lines(capsys)
-    assert head.split("  ")[0] == "measure" and "Base → SFT" in head and head.endswith("SFT → Final (DPO)")
-    assert len(rows) == len(SUMMARY) == 8
+    assert head.split("  ")[0] == "measure" and head.endswith("vs baseline")
+    assert len(rows) == len(SUMMARY) == 10
     recall = next(row for row in rows if row.startswith("key-fact recall ↑"))
-    assert recall.split()[3:] == ["1,000", "0.0%", "50.7%", "100.0%", "better", "better"]
+    assert recall.split()[3:] == ["1,000", "50.7%", "0.0%", "50.7%", "better", "100.0%", "better", "better"]
 
 
 def test_print_summary_shows_a_dash_for_a_figure_that_a_model_lacks(comparison, capsys):
-    figures, changes = copy.deepcopy(comparison)
-    del figures["base"]["stopped"], changes["base", "sft"]["stopped"]
+    figures, changes = comparison
+    for keys in (figures["base"], figures[BASELINE], *(changes[pair] for pair in changes if pair[1] != "final")):
+        keys.pop("stopped", None)
+    changes[BASELINE, "final"].pop("stopped")
     print_summary(figures, changes)
     row = next(line for line in printed_lines(capsys) if line.startswith("stopped"))
-    assert row.split()[4:] == ["1,000", "-", "50.7%", "100.0%", "-", "better"]
+    assert row.split()[4:] == ["1,000", "-", "-", "50.7%", "100.0%", "better", "-"]
 
 
 def test_print_summary_without_any_of_its_rows_shows_all_rows(capsys):
     print_summary({"base": {"choice_accuracy": Figure(0.25, 0.2, 0.3, 170)}}, {})
-    assert [line.split()[:2] for line in printed_lines(capsys)[1:]] == [["multiple", "choice"]]
+    assert [line.split()[:2] for line in printed_lines(capsys)[1:]] == [["multiple", "choice,"]]
 
 
 def test_print_all_has_a_block_per_measure_and_a_row_per_model(comparison, capsys):
     figures, changes = comparison
     print_all(figures, changes)
     _, *lines = printed_lines(capsys)
-    assert len(lines) == 4 * len(KEYS)
+    assert len(lines) == 5 * len(KEYS)
     titles = [line for line in lines if not line.startswith("  ")]
     assert titles[0] == "held-out bits per byte ↓ (n = 1,000)"
     accuracy = titles.index("preference accuracy ↑ (n = 1,000)")
     assert titles[accuracy + 2].startswith("preference accuracy, flaw 一种名字特别长的")
     assert titles[accuracy + 1] == "preference accuracy, flaw vague ↑ (n = 1,000)"
-    block = lines[lines.index("preference margin, nats ↑ (n = 1,000)") + 1 :][:3]
-    assert [row.split()[0] for row in block] == ["Base", "SFT", "Final"]
-    assert "better" not in block[0] and "better   +4" in block[1] and "[+4" in block[2]
+    block = lines[lines.index("preference margin, nats ↑ (n = 1,000)") + 1 :][:4]
+    assert [row.split()[0] for row in block] == ["Baseline", "Base", "SFT", "Final"]
+    assert "better" not in block[0] + block[1] and "better   +4" in block[2] and "[+4" in block[3]
+    assert [row.split()[-1] for row in block[1:]] == ["worse", "same", "better"]
 
 
 def test_print_figures_returns_the_figures_that_it_prints(capsys):

@@ -142,6 +142,12 @@ def test_load_model_returns_a_float32_model_in_evaluation_mode_and_its_tokenizer
     assert torch.equal(loaded.transformer.wte.weight, model.transformer.wte.weight)
 
 
+def test_load_model_sets_the_dropout_everywhere_but_in_the_attention(publish_to, tmp_path):
+    publish_to(tmp_path / "model")
+    config = load_model(tmp_path / "model", dropout=0.3)[0].config
+    assert (config.resid_pdrop, config.embd_pdrop, config.attn_pdrop) == (0.3, 0.3, 0.0)
+
+
 @pytest.mark.parametrize("load", [load_model, load_tokenizer])
 @pytest.mark.parametrize("directory", list(paths.MADE_BY), ids=lambda path: path.name)
 def test_load_names_a_missing_directory_and_the_command_that_makes_it(load, directory, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from small_runs import STAGES, WORKLOAD, train_stage
 from med_model import paths
 from med_model.data.prompt import BASE_STOPS
 from med_model.errors import UserError
-from med_model.measures.evaluate import Heldout
+from med_model.measures.heldout import Heldout
 from med_model.training import stage as stage_module
 from med_model.training.health import HealthLines
 from med_model.training.stage import (
