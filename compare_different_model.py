@@ -36,11 +36,11 @@ from med_model.measures.evaluate import (
     chance_level,
     changes,
     evaluate,
+    figures_of,
     training_rows,
 )
 from med_model.measures.expected import outside_expected, print_verdict, read_expected
 from med_model.measures.heldout import BUNDLED, Heldout, read_heldout
-from med_model.measures.interval import figure
 from med_model.measures.record import new_record, options
 from med_model.measures.scales import BASELINE, MODELS
 from med_model.measures.table import print_all, print_answers, print_summary
@@ -169,7 +169,7 @@ def main() -> None:
         for key, answered in answers.items()
     }
     print_answers([turns[-1]["content"] for turns in prompts], cells)
-    figures = {key: {name: figure(m) for name, m in result.measures.items()} for key, result in results.items()}
+    figures = figures_of(results)
     differences = changes(results)
     outside = outside_expected(figures, expected) if sources else []
     if sources:

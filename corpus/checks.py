@@ -80,17 +80,22 @@ def check_prose(text: str, origin: str, length: tuple[int, int]) -> list[str]:
     return faults + check_simplified(text, origin)
 
 
+def check_urgency(question: dict, answer: str, origin: str) -> list[str]:
+    """Check that the first sentence of an answer says to get emergency help if, and only if, there is an emergency.
+
+    The measures of emergency answers also check only the first sentence.
+    """
+    if bool(question.get("emergency")) == is_urgent(answer):
+        return []
+    return [tr("{origin}: an emergency answer, and no other, says 120 or 急诊 in its first sentence", origin=origin)]
+
+
 def check_answers(question: dict, origin: str) -> list[str]:
     """Check the good and the bad answer of a training or held-out question."""
     answer, rejected = question["answer"], question["rejected"]
     answer_origin = tr("{origin}, answer", origin=origin)
     faults = check_prose(answer, answer_origin, ANSWER_LENGTH) + check_dose(answer, answer_origin)
-    # The first sentence of the answer must say to get emergency help if the question is about an emergency. In any
-    # other case it must not say so. The measures of emergency answers also check only the first sentence.
-    if bool(question.get("emergency")) != is_urgent(answer):
-        faults.append(
-            tr("{origin}: an emergency answer, and no other, says 120 or 急诊 in its first sentence", origin=origin)
-        )
+    faults += check_urgency(question, answer, origin)
     if opening := VERDICT.search(answer):
         faults.append(
             tr(
@@ -129,14 +134,8 @@ def check_answers(question: dict, origin: str) -> list[str]:
 def check_simple(question: dict, origin: str) -> list[str]:
     """Check the field `simple` of a question. It holds a shorter answer in plain words."""
     simple = question["simple"]
-    faults = check_prose(simple, tr("{origin}, simple answer", origin=origin), SIMPLE_LENGTH) + check_dose(
-        simple, origin
-    )
-    if bool(question.get("emergency")) != is_urgent(simple):
-        faults.append(
-            tr("{origin}: an emergency answer, and no other, says 120 or 急诊 in its first sentence", origin=origin)
-        )
-    return faults
+    faults = check_prose(simple, tr("{origin}, simple answer", origin=origin), SIMPLE_LENGTH)
+    return faults + check_dose(simple, origin) + check_urgency(question, simple, origin)
 
 
 def check_choice(choice: dict, origin: str) -> list[str]:
@@ -169,31 +168,22 @@ def check_conversation(conversation: list[dict], origin: str) -> list[str]:
 
 
 def check_heldout_topic(topic: dict) -> list[str]:
-    """Check the questions and multiple-choice items of a held-out topic."""
+    """Check the wordings of the questions of a held-out topic."""
     faults = []
     for number, question in enumerate(topic.get("questions", []), 1):
         origin = tr("{topic}, question {number}", topic=topic["topic"], number=number)
         if len(set(question["wordings"])) != HELDOUT_PAIRS or len(question["wordings"]) != HELDOUT_PAIRS:
             faults.append(tr("{origin}: write {count} different wordings", origin=origin, count=HELDOUT_PAIRS))
-        faults += check_answers(question, origin)
-    for number, choice in enumerate(topic.get("choices", []), 1):
-        faults += check_choice(choice, tr("{topic}, choice {number}", topic=topic["topic"], number=number))
     return faults
 
 
 def check_trained_topic(topic: dict) -> list[str]:
-    """Check the questions, conversations and multiple-choice items of a training topic."""
-    faults = []
-    for number, question in enumerate(topic["questions"], 1):
-        origin = tr("{topic}, question {number}", topic=topic["topic"], number=number)
-        faults += check_answers(question, origin)
-    faults += check_wordings(topic)
+    """Check the wordings and conversations of a training topic, and that it has a multiple-choice item."""
+    faults = check_wordings(topic)
     for conversation in topic.get("conversations", []):
         faults += check_conversation(conversation, tr("{topic}, conversation", topic=topic["topic"]))
     if topic["kind"] != "assistant" and not topic.get("choices"):
         faults.append(tr("{topic}: write a multiple-choice item", topic=topic["topic"]))
-    for number, choice in enumerate(topic.get("choices", []), 1):
-        faults += check_choice(choice, tr("{topic}, choice {number}", topic=topic["topic"], number=number))
     return faults
 
 
@@ -227,6 +217,10 @@ def check_topic(topic: dict) -> list[str]:
     if "article" in topic or topic.get("held_out"):
         origin = tr("{topic}, article", topic=name)
         faults += check_prose(topic["article"], origin, ARTICLE_LENGTH) + check_dose(topic["article"], origin)
+    for number, question in enumerate(topic.get("questions", []), 1):
+        faults += check_answers(question, tr("{topic}, question {number}", topic=name, number=number))
+    for number, choice in enumerate(topic.get("choices", []), 1):
+        faults += check_choice(choice, tr("{topic}, choice {number}", topic=name, number=number))
     return faults + (check_heldout_topic(topic) if topic.get("held_out") else check_trained_topic(topic))
 
 

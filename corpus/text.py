@@ -2,6 +2,8 @@
 
 import re
 
+from med_model.measures.sequences import sequences
+
 
 def _without_whitespace(text: str) -> str:
     return re.sub(r"\s", "", text)
@@ -19,8 +21,7 @@ def sentences(text: str) -> list[str]:
 
 def shingles(text: str, size: int) -> set[str]:
     """Remove all whitespace. Return the set of all runs of `size` characters, the shingles of Broder 1997."""
-    text = _without_whitespace(text)
-    return {text[i : i + size] for i in range(len(text) - size + 1)}
+    return set(sequences(_without_whitespace(text), size))
 
 
 def edit_distance(a: str, b: str) -> int:
@@ -34,10 +35,11 @@ def edit_distance(a: str, b: str) -> int:
     return previous[-1]
 
 
-def common_pairs(a: str, b: str) -> float:
-    """Return how alike two strings are, from 0 to 1: the Jaccard index of their pairs of neighbouring characters.
-
-    The index is the number of pairs in both strings / the number of pairs in at least one. Equal pairs count once.
-    """
-    left, right = shingles(a, 2), shingles(b, 2)
+def jaccard(left: set[str], right: set[str]) -> float:
+    """Return how alike two sets are, from 0 to 1: the number of common items / the number of items in either."""
     return len(left & right) / max(1, len(left | right))
+
+
+def common_pairs(a: str, b: str) -> float:
+    """Return how alike two strings are: the Jaccard index of their pairs of neighbouring characters."""
+    return jaccard(shingles(a, 2), shingles(b, 2))

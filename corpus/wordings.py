@@ -6,7 +6,7 @@ Each function returns a list of faults, one line per fault.
 from collections import Counter
 
 from pairs import unasked_index
-from text import edit_distance, shingles
+from text import edit_distance, jaccard, shingles
 from turns import wordings_of
 
 from med_model.language import tr
@@ -132,9 +132,8 @@ def check_alike(topic: dict, origin: str) -> list[str]:
     for heldout in (text for question in topic["questions"] for text in question["heldout"].values()):
         pairs = shingles(heldout, 2)
         for wording, others in known:
-            common = len(pairs & others) / max(1, len(pairs | others))
             near = abs(len(heldout) - len(wording)) < MIN_EDITS and edit_distance(heldout, wording) < MIN_EDITS
-            if common >= MOST_COMMON or near:
+            if jaccard(pairs, others) >= MOST_COMMON or near:
                 faults.append(
                     tr(
                         "{origin}: the held-out wording {heldout} is too near to {wording}",

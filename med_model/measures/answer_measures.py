@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from med_model.measures.answers import AnsweredQuestion
 from med_model.measures.interval import Measure, measure
+from med_model.measures.sequences import sequences
 from med_model.measures.taught import MIXTURE, OTHER_TOPIC, RIGHT, SIBLING
 
 DISTINCT_LENGTH = 2  # characters per sequence in `_distinct`
@@ -25,10 +26,7 @@ def _distinct(answers: Sequence[str]) -> Measure:
     The interval of the measure is computed by resampling the answers. This needs one number per answer, so a sequence
     that occurs in k answers counts 1/k in each of them.
     """
-    counts = [
-        Counter(answer[i : i + DISTINCT_LENGTH] for i in range(len(answer) - DISTINCT_LENGTH + 1))
-        for answer in answers
-    ]
+    counts = [Counter(sequences(answer, DISTINCT_LENGTH)) for answer in answers]
     holders = Counter(sequence for answer_counts in counts for sequence in answer_counts)
     return measure(
         [sum(1 / holders[sequence] for sequence in answer_counts) for answer_counts in counts],

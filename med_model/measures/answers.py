@@ -12,6 +12,7 @@ from med_model.data.records import Message, conversation_of
 from med_model.generation.sampling import generate_answers, prompt_room
 from med_model.measures.facts import count_facts
 from med_model.measures.safety import declines, declines_dose, is_urgent, names_help_line
+from med_model.measures.sequences import sequences
 from med_model.measures.taught import Taught
 
 REPEATED_LENGTH = 4  # characters per sequence in `repeated_share`
@@ -115,7 +116,7 @@ def repeated_share(text: str) -> float:
 
     Return 0 for a text of fewer than 4 characters.
     """
-    found = [text[i : i + REPEATED_LENGTH] for i in range(len(text) - REPEATED_LENGTH + 1)]
+    found = sequences(text, REPEATED_LENGTH)
     return 1 - len(set(found)) / len(found) if found else 0.0
 
 

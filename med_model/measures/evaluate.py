@@ -31,7 +31,7 @@ from med_model.measures.likelihood import choose, text_bits
 from med_model.measures.pair_measures import pair_measures
 from med_model.measures.record import as_typed, new_record, options
 from med_model.measures.scales import BASELINE
-from med_model.measures.table import Changes, print_all
+from med_model.measures.table import Changes, Figures, print_all
 from med_model.model.device import pick_device
 from med_model.model.directory import NOTICE, load_model, sampling_defaults
 from med_model.screen import say
@@ -138,6 +138,11 @@ def changes(results: dict[str, Evaluation]) -> Changes:
     return found
 
 
+def figures_of(results: dict[str, Evaluation]) -> Figures:
+    """Return the value and the interval of each measure of each model."""
+    return {name: {key: figure(m) for key, m in result.measures.items()} for name, result in results.items()}
+
+
 def by_step(directories: Sequence[str]) -> list[str]:
     """Return the directories in the order of their training steps. If one is no checkpoint, keep the order given.
 
@@ -190,7 +195,7 @@ def main() -> None:
         model.to(pick_device())
         chat = answers_in_chat(model, tokenizer) if args.chat is None else args.chat
         results[as_typed(directory)] = evaluate(model, tokenizer, heldout, chat, args.max_new_tokens, training)
-    figures = {name: {key: figure(m) for key, m in result.measures.items()} for name, result in results.items()}
+    figures = figures_of(results)
     print_all(figures, changes(results))
     if heldout.choices:
         say(chance_level(heldout.choices))

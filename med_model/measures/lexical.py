@@ -8,6 +8,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from med_model.measures.sequences import sequences
+
 SIZES = (1, 2, 3)  # lengths of the sequences that the search compares, in characters
 K1 = 1.2  # the higher K1 is, the more each further occurrence of a sequence counts
 B = 0.75  # how strongly the scores depend on the length of a text, from 0 (not at all) to 1
@@ -17,7 +19,8 @@ def _count_sequences(texts: Iterable[str]) -> Counter[str]:
     found = Counter()
     for text in texts:
         text = "".join(text.split())
-        found.update(text[i : i + size] for size in SIZES for i in range(len(text) - size + 1))
+        for size in SIZES:
+            found.update(sequences(text, size))
     return found
 
 
@@ -39,14 +42,14 @@ class LexicalSearch:
         lengths = np.array([count.total() for count in counts])
         weakening = K1 * (1 - B + B * lengths / lengths.mean())
         numbers = {sequence: number for number, sequence in enumerate(set().union(*counts))}
-        # `sequences`, `answers`, `times` and `scores` have one entry per sequence in the questions of each answer. The
+        # `found`, `answers`, `times` and `scores` have one entry per sequence in the questions of each answer. The
         # last three are sorted by the number of the sequence: the entries of number n are at _start[n] to
         # _start[n + 1] - 1.
-        sequences = np.array([numbers[sequence] for count in counts for sequence in count])
-        order = sequences.argsort(kind="stable")
+        found = np.array([numbers[sequence] for count in counts for sequence in count])
+        order = found.argsort(kind="stable")
         answers = np.repeat(np.arange(len(counts)), [len(count) for count in counts])[order]
         times = np.array([number for count in counts for number in count.values()])[order]
-        holders = np.bincount(sequences)  # for each sequence: the number of answers whose questions contain it
+        holders = np.bincount(found)  # for each sequence: the number of answers whose questions contain it
         rarity = np.log(1 + (len(counts) - holders + 0.5) / (holders + 0.5))
         scores = np.repeat(rarity, holders) * times * (K1 + 1) / (times + weakening[answers])
         self._numbers, self._answers, self._scores = numbers, answers, scores

@@ -8,11 +8,13 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+from med_model.measures.sequences import sequences
+
 SIZES = (1, 2)  # lengths of the compared sequences, in characters
 
 
 def _sequences(text: str) -> list[str]:
-    return [text[i : i + size] for size in SIZES for i in range(len(text) - size + 1)]
+    return [sequence for size in SIZES for sequence in sequences(text, size)]
 
 
 class NaiveBayes:

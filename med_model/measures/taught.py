@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from med_model.data.records import conversation_of
-from med_model.data.split import read_all
+from med_model.measures.sequences import sequences
 
 SEQUENCE = 4  # characters per sequence: two answers are compared by their sequences
 # A new answer comes from a taught answer if the taught answer has at least this share of the new answer's sequences.
@@ -42,10 +42,9 @@ def taught_rows_of(origin: str, record: dict) -> list[TaughtRow]:
     return rows
 
 
-def sequences(text: str) -> set[str]:
-    """Remove the white space of a text, and return its different substrings of SEQUENCE characters."""
-    text = "".join(text.split())
-    return {text[i : i + SEQUENCE] for i in range(len(text) - SEQUENCE + 1)}
+def _different(text: str) -> set[str]:
+    """Remove the white space of a text, and return its different sequences of SEQUENCE characters."""
+    return set(sequences("".join(text.split()), SEQUENCE))
 
 
 class Taught:
@@ -59,7 +58,7 @@ class Taught:
         self._answers = list(self._items)
         self._holders = defaultdict(list)  # {sequence: the indices of the answers with this sequence}
         for index, answer in enumerate(self._answers):
-            for sequence in sequences(answer):
+            for sequence in _different(answer):
                 self._holders[sequence].append(index)
         self._runs = {run for answer in self._answers for run in _runs(answer)}
 
@@ -72,7 +71,7 @@ class Taught:
         these three that fits.
         MIXTURE: the largest share is less than SAME_SHARE, or `answer` has fewer than SHORTEST characters.
         """
-        found = sequences(answer)
+        found = _different(answer)
         shares = Counter(index for sequence in found for index in self._holders.get(sequence, ()))
         if len("".join(answer.split())) < SHORTEST or not shares:
             return MIXTURE
@@ -92,11 +91,3 @@ class Taught:
 def _runs(text: str) -> set[str]:
     """Return the runs of a repeated character, or of two repeated characters: xx, xxx, xyxy."""
     return {found.group() for found in RUN.finditer(text)}
-
-
-def read_taught(sources: Sequence[str]) -> Taught:
-    """Return the answers of the SFT rows in files, folders and globs.
-
-    Raise UserError for a source without data, for a record with wrong fields, and if no usable record is left.
-    """
-    return Taught([row for rows in read_all(sources, taught_rows_of) for row in rows])

@@ -137,7 +137,7 @@ FAULTS = {
     ),
     "tablets in the answer": (
         question_field("answer", lambda q, t: q["answer"][:-1] + "，每次吃两片。"),
-        ", answer: it names the dose .*吃两片",
+        ", answer: it names the dose 次吃两片",
     ),
     "no story": (
         question_field("wordings", lambda q, t: {**q["wordings"], "story": []}),
@@ -213,6 +213,14 @@ FAULTS = {
     ),
     "a key fact in the held-out wording": (
         question_field("heldout", lambda q, t: {"formal": q["heldout"]["formal"] + first_key_fact(q)}),
+        "is in the wording",
+    ),
+    "a key fact in a follow-up": (
+        question_field("followups", lambda q, t: [first_key_fact(q), *q["followups"][1:]]),
+        "is in the wording",
+    ),
+    "a key fact in the held-out follow-up": (
+        question_field("heldout_followup", lambda q, t: first_key_fact(q)),
         "is in the wording",
     ),
     "an emergency without a call for help": (

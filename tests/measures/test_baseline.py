@@ -2,8 +2,10 @@ import json
 
 import pytest
 
+from med_model.errors import UserError
 from med_model.measures.baseline import baseline_measures, read_training
 from med_model.measures.heldout import read_heldout
+from med_model.measures.taught import TaughtRow
 
 TOPIC = {"topic": "高血压"}
 ROWS = [
@@ -42,3 +44,20 @@ def test_the_search_answers_the_questions_and_the_classifier_judges_the_pairs(wr
 def test_a_part_without_training_rows_is_left_out(rows, missing, written):
     measures, _ = baseline_measures(read_training(written(rows)), read_heldout(written(HELDOUT)))
     assert measures and missing not in measures
+
+
+def test_read_training_keeps_every_answer_and_gives_item_and_topic_to_the_last(written):
+    salt, pills, sugar = "每人每天吃盐不超过5克。", "自己停药多半会再升上去。", "两次都高才算糖尿病。"
+    turns = [{"role": "user", "content": "血压高吃多少盐"}, {"role": "assistant", "content": salt}]
+    turns += [{"role": "user", "content": "药能停不"}, {"role": "assistant", "content": pills}]
+    rows = [{"messages": turns, "item": "高血压/2", **TOPIC}, {"instruction": "血糖多少算高", "output": sugar}]
+    assert read_training(written(rows)).taught.rows == [
+        TaughtRow("血压高吃多少盐", salt, salt, "高血压"),
+        TaughtRow("药能停不", pills, "高血压/2", "高血压"),
+        TaughtRow("血糖多少算高", sugar, sugar, sugar),
+    ]
+
+
+def test_read_training_names_a_record_without_answer(written):
+    with pytest.raises(UserError, match="row 1"):
+        read_training(written([{"text": "高血压"}]))

@@ -1,9 +1,6 @@
-import json
-
 import pytest
 
-from med_model.errors import UserError
-from med_model.measures.taught import MIXTURE, OTHER_TOPIC, RIGHT, SIBLING, Taught, TaughtRow, read_taught
+from med_model.measures.taught import MIXTURE, OTHER_TOPIC, RIGHT, SIBLING, Taught, TaughtRow
 
 SALT = "每人每天吃盐不超过5克，酱油和咸菜里的盐也要算进去。"
 PILLS = "血压正常是药物在起作用，自己停药多半会再升上去。"
@@ -60,25 +57,3 @@ def test_stutters_allows_what_a_taught_answer_has():
     taught = Taught([TaughtRow("问", "慢慢走，试试看，100步，好好好。研究研究再说。", "甲", "甲")])
     assert not taught.stutters("慢慢来，研究研究，好好好，走100步。")
     assert taught.stutters("好好好好。")
-
-
-def test_read_taught_keeps_every_answer_and_gives_item_and_topic_to_the_last(tmp_path):
-    turns = [{"role": "user", "content": "血压高吃多少盐"}, {"role": "assistant", "content": SALT}]
-    turns += [{"role": "user", "content": "药能停不"}, {"role": "assistant", "content": PILLS}]
-    rows = [
-        {"messages": turns, "item": "高血压/2", "topic": "高血压"},
-        {"instruction": "血糖多少算高", "output": SUGAR},
-    ]
-    file = tmp_path / "rows.jsonl"
-    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    assert read_taught([str(file)]).rows == [
-        TaughtRow("血压高吃多少盐", SALT, SALT, "高血压"),
-        TaughtRow("药能停不", PILLS, "高血压/2", "高血压"),
-        TaughtRow("血糖多少算高", SUGAR, SUGAR, SUGAR),
-    ]
-
-
-def test_read_taught_names_a_record_without_answer(tmp_path):
-    (tmp_path / "rows.jsonl").write_text('{"text": "高血压"}\n', encoding="utf-8")
-    with pytest.raises(UserError, match="row 1"):
-        read_taught([str(tmp_path / "rows.jsonl")])
