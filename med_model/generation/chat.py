@@ -3,18 +3,16 @@
 import argparse
 import math
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from med_model import paths
 from med_model.command import examples
-from med_model.data.prompt import BASE_STOPS, CHAT_STOPS, fit_prompt, fit_text
-from med_model.data.records import Message
+from med_model.data.prompt import BASE_STOPS, CHAT_STOPS
 from med_model.errors import UserError
-from med_model.generation.sampling import prompt_room, stream_text
+from med_model.generation.conversation import Conversation
+from med_model.generation.terminal import answer_lines, converse, print_answer
 from med_model.language import tr
 from med_model.model.device import pick_device
 from med_model.model.directory import NOTICE, load_model, sampling_defaults
@@ -94,92 +92,6 @@ def _range_error(name: str, value: float, minimum: float, maximum: float) -> str
     )
 
 
-class Chat:
-    """Hold a conversation with a model. `history` has the messages so far.
-
-    turns: False for a base model. A base model continues a text, and the history stays empty.
-    seed: the seed of the random numbers, or None for a random seed.
-    """
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        settings: GenerationConfig,
-        seed: int | None,
-        turns: bool,
-    ):
-        self.model, self.tokenizer, self.settings, self.turns = model, tokenizer, settings, turns
-        self.generator = torch.Generator(device=model.device)
-        if seed is None:
-            self.generator.seed()
-        else:
-            self.generator.manual_seed(seed)
-        self.history: list[Message] = []
-
-    def prompt_ids(self, text: str) -> list[int]:
-        """Return the input_ids of the prompt for the next answer.
-
-        If the prompt is too long, its oldest part is left out, and a notice is printed.
-        Raise UserError if the model is not a GPT-2, or if --max_new_tokens leaves no room for a question.
-        """
-        room = prompt_room(self.model, self.settings)
-        if not self.turns:
-            ids, shortened = fit_text(self.tokenizer, text, room)
-        else:
-            ids, shortened = fit_prompt(self.tokenizer, [*self.history, {"role": "user", "content": text}], room)
-        if shortened:
-            print(tr("The context is full. Its oldest part is left out."), file=sys.stderr)
-        return ids
-
-    def say(self, text: str) -> Iterator[str]:
-        """Yield the answer to `text` in pieces of whole characters.
-
-        If `turns` is True, add `text` and the answer to the history, even if the answer ends early.
-        Raise UserError as `prompt_ids` does.
-        """
-        pieces = []
-        try:
-            for piece in stream_text(self.model, self.tokenizer, self.prompt_ids(text), self.settings, self.generator):
-                pieces.append(piece)
-                yield piece
-        finally:  # Ctrl-C ends an answer early; the history keeps the pieces so far
-            if self.turns:
-                self.history += [{"role": "user", "content": text}, {"role": "assistant", "content": "".join(pieces)}]
-
-
-def _print_answer(chat: Chat, text: str) -> None:
-    if not chat.turns:
-        print(text, end="", flush=True)
-    try:
-        for piece in chat.say(text):
-            print(piece, end="", flush=True)
-    except KeyboardInterrupt:
-        print(" … " + tr("(stopped)"), end="")
-    print(flush=True)
-
-
-def _converse(chat: Chat) -> None:
-    """Answer a person at the terminal until Ctrl-D."""
-    print(
-        tr("Enter sends your text, /clear forgets the conversation, Ctrl-C stops an answer, Ctrl-D exits."),
-        file=sys.stderr,
-    )
-    while True:
-        try:
-            text = input("\n> ").strip()
-        except EOFError:
-            print()
-            return
-        except KeyboardInterrupt:
-            print("\n" + tr("Press Ctrl-D to exit."), file=sys.stderr)
-            continue
-        if text == "/clear":
-            chat.history.clear()
-        elif text:
-            _print_answer(chat, text)
-
-
 def run_chat(description: str, script_docstring: str, model_directory: Path, turns: bool = True) -> None:
     """Run a chat script. With `turns` False the model continues each input instead of answering it.
 
@@ -190,13 +102,12 @@ def run_chat(description: str, script_docstring: str, model_directory: Path, tur
     options = _parse_options(description, script_docstring, model_directory)
     model, tokenizer = load_model(options.model)
     model.to(pick_device())
-    chat = Chat(model, tokenizer, sampling_settings(model, tokenizer, options, turns), options.seed, turns)
+    settings = sampling_settings(model, tokenizer, options, turns)
+    conversation = Conversation(model, tokenizer, settings, options.seed, turns)
     print(NOTICE, file=sys.stderr)
     if options.prompt is not None:
-        _print_answer(chat, options.prompt)
+        print_answer(conversation, options.prompt)
     elif sys.stdin.isatty():
-        _converse(chat)
+        converse(conversation)
     else:  # a pipe: each line is one input; for a chat model, all lines are one conversation
-        for line in sys.stdin:
-            if line.strip():
-                _print_answer(chat, line.strip())
+        answer_lines(conversation, sys.stdin)

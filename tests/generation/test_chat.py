@@ -1,11 +1,16 @@
 import argparse
+import os
+import subprocess
+import sys
 
 import pytest
 
 from med_model import paths
 from med_model.data.prompt import END_OF_TEXT, IGNORE, IM_END, IM_START, encode_text, training_example
 from med_model.errors import UserError
-from med_model.generation.chat import Chat, _converse, run_chat, sampling_settings
+from med_model.generation import terminal
+from med_model.generation.chat import run_chat, sampling_settings
+from med_model.generation.conversation import Conversation
 from med_model.model.directory import load_model, publish
 
 POSITIONS = 128
@@ -32,14 +37,25 @@ def published(tmp_path_factory, tokenizer, random_gpt2):
 
 @pytest.fixture
 def make_chat(published):
-    """Return a function that makes a `Chat` with the model in the directory `published`."""
+    """Return a function that makes a `Conversation` with the model in the directory `published`."""
 
     def make(seed=None, turns=True, **options):
         model, tokenizer = load_model(published)
         settings = sampling_settings(model, tokenizer, argparse.Namespace(**OPTIONS | options), turns)
-        return Chat(model, tokenizer, settings, seed, turns)
+        return Conversation(model, tokenizer, settings, seed, turns)
 
     return make
+
+
+def read_until(terminal: int, end: str | None) -> str:
+    """Read from a pseudo-terminal up to the text `end`, or with None until the program at its other side has ended."""
+    output = b""
+    while end is None or end not in output.decode(errors="ignore").replace("\r\n", "\n"):
+        try:
+            output += os.read(terminal, 1000)
+        except OSError:  # on Linux, the end of the program is an error here
+            break
+    return output.decode(errors="replace").replace("\r\n", "\n")
 
 
 def printed_line(answer):
@@ -155,20 +171,69 @@ def test_sampling_settings_take_the_command_line_before_the_settings_of_the_mode
     assert make_chat(temperature=0.0).settings.do_sample is False
 
 
-def test_converse_forgets_at_clear_goes_on_after_ctrl_c_and_ends_at_ctrl_d(make_chat, monkeypatch, capsys):
-    inputs = iter(["高血压怎么办？", "/clear", KeyboardInterrupt, "", "糖尿病呢？", EOFError])
+@pytest.fixture
+def at_terminal(make_chat, monkeypatch):
+    """Return a function that lets a person enter `inputs` at the terminal, and returns the conversation.
 
-    def read_input(_prompt):
-        value = next(inputs)
-        if isinstance(value, str):
-            return value
-        raise value
+    An input is a text, a list of lines that are pasted at once, or an exception that `input` raises. After the last
+    one the person presses Ctrl-D.
+    """
 
-    monkeypatch.setattr("builtins.input", read_input)
-    chat = make_chat()
-    _converse(chat)
-    assert [message["content"] for message in chat.history if message["role"] == "user"] == ["糖尿病呢？"]
+    def enter(*inputs, turns=True):
+        waiting = [[line] if not isinstance(line, list) else list(line) for line in [*inputs, EOFError]]
+
+        def read_input(_prompt=""):
+            while not waiting[0]:
+                waiting.pop(0)
+            value = waiting[0].pop(0)
+            if isinstance(value, str):
+                return value
+            raise value
+
+        monkeypatch.setattr("builtins.input", read_input)
+        monkeypatch.setattr(terminal, "_waiting", lambda: bool(waiting[0]))
+        conversation = make_chat(turns=turns)
+        terminal.converse(conversation)
+        return conversation
+
+    return enter
+
+
+def asked(conversation):
+    return [message["content"] for message in conversation.history if message["role"] == "user"]
+
+
+def test_converse_forgets_at_clear_goes_on_after_ctrl_c_and_ends_at_ctrl_d(at_terminal, capsys):
+    conversation = at_terminal("高血压怎么办？", "/clear", KeyboardInterrupt, "", "糖尿病呢？")
+    assert asked(conversation) == ["糖尿病呢？"]
     assert "Press Ctrl-D to exit." in capsys.readouterr().err
+
+
+def test_converse_ends_at_exit(at_terminal):
+    assert asked(at_terminal("高血压怎么办？", "/exit", "糖尿病呢？")) == ["高血压怎么办？"]
+
+
+def test_converse_takes_commands_with_a_full_width_slash_spaces_and_capitals(at_terminal, capsys):
+    assert asked(at_terminal("高血压怎么办？", " ／ Clear ")) == []
+    assert "forgotten" in capsys.readouterr().err
+
+
+def test_converse_names_an_unknown_command_and_does_not_answer_it(at_terminal, capsys):
+    assert asked(at_terminal("/reset")) == []
+    printed = capsys.readouterr()
+    assert "no command /reset" in printed.err and "/help" in printed.err
+    assert printed.out.strip() == ""
+
+
+def test_converse_takes_lines_that_are_pasted_at_once_as_one_question(at_terminal):
+    conversation = at_terminal(["我妈血压高", "  ", "能吃柚子吗？"], "糖尿病呢？")
+    assert asked(conversation) == ["我妈血压高\n能吃柚子吗？", "糖尿病呢？"]
+
+
+@pytest.mark.parametrize(("turns", "sentence"), [(True, "Ask a medical question"), (False, "does not answer")])
+def test_converse_says_at_the_start_and_at_help_what_the_model_does(at_terminal, capsys, turns, sentence):
+    at_terminal("/help", turns=turns)
+    assert capsys.readouterr().err.count(sentence) == 2
 
 
 def test_help_shows_the_description_the_examples_and_the_default_model(monkeypatch, capsys):
@@ -199,6 +264,32 @@ def test_chat_script_answers_each_line_of_a_pipe_in_one_conversation(run_script,
     first, second = "".join(chat.say("高血压怎么办？")), "".join(chat.say("糖尿病呢？"))
     assert done.stdout == printed_line(first) + printed_line(second)
     assert second != "".join(make_chat().say("糖尿病呢？")), "the second answer depends on the first round"
+
+
+def test_chat_script_runs_the_commands_in_a_pipe(run_script, published, make_chat):
+    options = ("--model", published, "--max_new_tokens", "20", "--temperature", "0")
+    done = run_script("sft/py/sft_model_chat.py", *options, stdin="高血压怎么办？\n/clear\n糖尿病呢？\n/exit\n你好\n")
+    assert done.returncode == 0, done.stderr
+    answers = ["".join(make_chat().say(question)) for question in ("高血压怎么办？", "糖尿病呢？")]
+    assert done.stdout == "".join(map(printed_line, answers))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminal")
+def test_chat_script_at_a_terminal_answers_pasted_lines_once(published):
+    import pty
+
+    command = [sys.executable, "sft/py/sft_model_chat.py", "--model", published, "--max_new_tokens", "5"]
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(command, cwd=paths.ROOT, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        screen = read_until(ours, "\n> ")
+        os.write(ours, "甲\n乙\n".encode())
+        screen += read_until(ours, "\n> ")
+        os.write(ours, b"/exit\n")
+        assert process.wait(60) == 0
+        screen += read_until(ours, None)
+    os.close(ours)
+    assert screen.count("\n> ") == 2, "one prompt for both lines, and one after the answer"
 
 
 def test_base_chat_prints_the_text_and_its_continuation(run_script, published, make_chat):
