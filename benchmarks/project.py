@@ -21,6 +21,7 @@ from med_model.model.head import CHUNK_TOKENS
 from med_model.training.health import HealthLines
 from med_model.training.muon import optimizers_for
 from med_model.training.reference import reference_scores
+from med_model.training.views import RowViews, ViewArguments
 
 QUIET_TRAINING = {**QUIET, "eval_strategy": "no", "load_best_model_at_end": False}
 
@@ -120,21 +121,22 @@ class Project(Engine):
         return Throughput(tokens, statistics.median(seconds[1:]))
 
     def sft(self, rows: int) -> Throughput:
-        """Train one epoch. The KL regularization is off, because stock TRL has none."""
+        """Train one epoch. The KL regularization and the views of the rows are off, because stock TRL has none."""
         training = self.sft_script.SFTArguments(
             output_dir=self.scratch(), num_train_epochs=1, seed=SEED, **QUIET_TRAINING
         )
         conversations = self.inputs.conversations[:rows]
-        dataset = self.sft_script.encode(self.tokenizer, conversations, training.max_length, "SFT", HealthLines())
+        examples = self.sft_script.encode(self.tokenizer, conversations, training.max_length, "SFT", HealthLines())
+        unchanged = ViewArguments(question_noise=0, answer_tokens=0)
         model, _ = load_model(self.inputs.base_model, training.dropout)
         trainer = self.sft_script.AnswerTrainer(
+            RowViews(self.tokenizer, examples, unchanged, training.max_length, SEED),
             model=model,
             args=training,
-            train_dataset=dataset,
             processing_class=self.tokenizer,
             optimizers=optimizers_for(model, training),
         )
-        return Throughput(len(dataset), run_timed(trainer).seconds)
+        return Throughput(len(examples), run_timed(trainer).seconds)
 
     def dpo(self, pairs: int) -> tuple[Throughput, Throughput]:
         """Train one epoch. The KL regularization and dropout are off, as in stock TRL.

@@ -138,12 +138,18 @@ def run_module():
 def tokenizer_directory(tmp_path_factory) -> Path:
     """Return the directory of a tokenizer of about 500 tokens. The tests must not change the directory.
 
-    pre_training/py/train_tokenizer.py trains the tokenizer on 96 lines.
+    pre_training/py/train_tokenizer.py trains the tokenizer on 384 lines. Each text of ADVICE occurs 64 times, so that
+    its pieces become tokens.
     """
     import train_tokenizer
 
     folder = tmp_path_factory.mktemp("tokenizer")
-    lines = [{"text": "\n".join(f"{disease}{advice}。" for advice in ADVICE)} for disease in DISEASES]
+    openings = ("", "关于", "得了", "家人有")
+    lines = [
+        {"text": "\n".join(f"{opening}{disease}{advice}。" for advice in ADVICE)}
+        for disease in DISEASES
+        for opening in openings
+    ]
     (folder / "texts.jsonl").write_text(
         "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8"
     )

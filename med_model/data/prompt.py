@@ -41,6 +41,7 @@ class Example(NamedTuple):
     input_ids: list[int]
     labels: list[int]
     shortened: bool  # True if old questions and answers were dropped or the last answer was cut
+    messages: list[Message]  # without those that were dropped
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str | list[str]) -> list[int] | list[list[int]]:
@@ -149,7 +150,7 @@ def training_example(tokenizer: PreTrainedTokenizerBase, messages: list[Message]
         labels += [IGNORE] * (len(prompt) - len(input_ids)) + answer
         input_ids = prompt + answer
         shortened = shortened or cut
-    return Example(input_ids, labels, shortened)
+    return Example(input_ids, labels, shortened, messages)
 
 
 class EncodedPair(NamedTuple):

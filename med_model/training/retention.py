@@ -27,6 +27,9 @@ from med_model.model.head import linear_kl
 from med_model.training.stage import StageArguments
 
 RETENTION_TOKENS = 256  # tokens of plain text per batch, for the KL regularization
+# One of this many steps has the KL term, with this many times its weight. In all steps, it would take a seventh of the
+# time.
+RETENTION_STEPS = 4
 
 
 @dataclass

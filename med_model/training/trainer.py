@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput
 
 from med_model.data.prompt import IGNORE
 from med_model.model.head import linear_cross_entropy, token_log_probs
-from med_model.training.retention import Retention
+from med_model.training.retention import RETENTION_STEPS, Retention
 
 
 @dataclass
@@ -106,9 +106,9 @@ class OurTrainer:
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         # An evaluation may return a tuple (loss, outputs). In training `loss` is a tensor, and the KL term is added.
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if self.retention and model.training:
+        if self.retention and model.training and self.state.global_step % RETENTION_STEPS == 0:
             # A step adds up the gradients of its batches, so each KL term must be divided by the number of batches.
             # If num_items_in_batch is None, the Trainer makes this division later.
             batches = 1 if num_items_in_batch is None else self.args.gradient_accumulation_steps
-            loss = loss + self.retention.loss(self.model) / batches
+            loss = loss + RETENTION_STEPS * self.retention.loss(self.model) / batches
         return loss

@@ -12,16 +12,14 @@ The default includes conversations, because questions use other words than docum
 import random
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
-
 from med_model import paths
 from med_model.command import parse, run
-from med_model.data.prompt import CHAT_TEMPLATE, END_OF_TEXT, IM_END, IM_START, PAD
+from med_model.data.bpe import BYTES, MAX_TOKEN_CHARACTERS, MIN_FREQUENCY, SPECIAL_TOKENS, train_bpe
 from med_model.data.records import texts_of
 from med_model.data.sources import find_files, read_records
 from med_model.errors import UserError
@@ -32,20 +30,7 @@ from med_model.screen import say
 
 DESCRIPTION = tr("Train the Chinese medical byte-level BPE tokenizer.")
 
-SPECIAL_TOKENS = [PAD, END_OF_TEXT, IM_START, IM_END]
-BYTES = 256
-# These patterns separate line ends, words, punctuation, Chinese text and digits. Each pattern splits the pieces that
-# the pattern before it has made. Example: 患者服用|aspirin|片|，|高血压. A token is never longer than a piece.
-# llama.cpp has the same patterns under the name `deepseek-coder`.
-SPLITS = (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}")
-# 24 bytes are 8 Chinese characters. Without a limit, a clause that many texts repeat becomes one token. With a limit
-# of 4 characters instead of 8, a held-out text has a sixth more tokens.
-MAX_TOKEN_BYTES = 24
-# A merge joins two tokens into a new token. A pair that occurs fewer than 12 times is not merged, because the model
-# would see the new token too rarely to learn it. Measured on a part of the bundled data: with 12, the
-# vocabulary has 2,830 tokens, and the model found the answer to 76% of the questions in new wordings. With 4, the
-# vocabulary has 6,275 tokens, and the model found the answer to only 69%.
-MIN_FREQUENCY = 12
+LONGEST_RUN = 1000  # characters; training takes quadratic time in the length of a text without spaces and marks
 
 
 @dataclass
@@ -76,7 +61,7 @@ class TokenizerArguments:
 
 
 class Corpus:
-    """Iterate over the distinct lines of the texts in the files, and count these lines and their bytes.
+    """Iterate over the distinct lines of the texts in the files, and count these lines, their bytes and characters.
 
     If the files are larger than `max_bytes`, only a random sample of the records is used. Only a hash per line stays
     in memory.
@@ -93,6 +78,7 @@ class Corpus:
         self.share = min(1.0, max_bytes / sum(file.stat().st_size for file in files))
         self.files, self.max_bytes, self.seed = files, max_bytes, seed
         self.lines = self.bytes = 0
+        self.characters: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[str]:
         rng = random.Random(self.seed)
@@ -105,7 +91,8 @@ class Corpus:
                     seen.add(hash(line))
                     self.lines += 1
                     self.bytes += len(line.encode())
-                    yield line
+                    self.characters.update(line)
+                    yield from (line[i : i + LONGEST_RUN] for i in range(0, len(line), LONGEST_RUN))
 
 
 def check_arguments(args: TokenizerArguments) -> None:
@@ -126,42 +113,6 @@ def check_arguments(args: TokenizerArguments) -> None:
                 least=least,
             )
         )
-
-
-def byte_level_bpe() -> Tokenizer:
-    """Return an untrained tokenizer. After training it encodes every text without loss: every byte is a token."""
-    tokenizer = Tokenizer(models.BPE())
-    splits = [pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in SPLITS]
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
-
-
-def train_bpe(corpus: Corpus, vocab_size: int) -> PreTrainedTokenizerFast:
-    """Learn from the corpus which tokens to merge. Return the tokenizer with special tokens and chat template."""
-    tokenizer = byte_level_bpe()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        min_frequency=MIN_FREQUENCY,
-        special_tokens=SPECIAL_TOKENS,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        max_token_length=MAX_TOKEN_BYTES,
-        show_progress=sys.stdout.isatty(),  # in a file or a pipe, the progress bars would be blank lines
-    )
-    tokenizer.train_from_iterator(corpus, trainer)
-    trained = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        bos_token=END_OF_TEXT,
-        eos_token=END_OF_TEXT,
-        additional_special_tokens=[IM_START, IM_END],
-        model_max_length=512,
-        clean_up_tokenization_spaces=False,
-    )
-    trained.chat_template = CHAT_TEMPLATE
-    return trained
 
 
 def peak_megabytes() -> float | None:
@@ -196,7 +147,8 @@ def print_result(corpus: Corpus, vocabulary: int, seconds: float, args: Tokenize
     if vocabulary < args.vocab_size:
         say(
             tr(
-                "This corpus supports {tokens:,} tokens, not {wanted:,}, because a token must occur {times} times. "
+                "This corpus supports {tokens:,} tokens, not {wanted:,}, because a pair must occur {times} times to "
+                "become one token. "
                 "More text gives more tokens.",
                 tokens=vocabulary,
                 wanted=args.vocab_size,
@@ -212,7 +164,7 @@ def main() -> None:
     corpus = Corpus(files, args.max_megabytes * 1e6, args.seed)
 
     start = time.time()
-    tokenizer = train_bpe(corpus, args.vocab_size)
+    tokenizer = train_bpe(corpus, corpus.characters, args.vocab_size)
     seconds = time.time() - start
     if not corpus.lines:
         names = ", ".join(map(str, files[:3]))
@@ -226,7 +178,7 @@ def main() -> None:
             "seconds": round(seconds, 2),
             "vocabulary": len(tokenizer),
             "sampled_share": round(corpus.share, 4),
-            "max_token_bytes": MAX_TOKEN_BYTES,
+            "max_token_characters": MAX_TOKEN_CHARACTERS,
             "seed": args.seed,
             "peak_megabytes": peak_megabytes(),
         }

@@ -37,6 +37,7 @@ from med_model.training.progress import Workload
 from med_model.training.retention import RETENTION_TOKENS, RetentionArguments, new_retention
 from med_model.training.stage import check_output, check_positions, finish, train
 from med_model.training.trainer import OurTrainer
+from med_model.training.views import PassCounter, RowViews, SimilarLengths, ViewArguments
 
 DESCRIPTION = tr("Supervised fine-tuning: teach the base model to answer.")
 BUNDLED = (paths.SFT_DATA, paths.HELDOUT_QUESTIONS)  # training data, held-out data
@@ -47,7 +48,7 @@ RENDERED_HERE = ("packing", "padding_free", "assistant_only_loss")
 
 
 @dataclass
-class DataArguments(RetentionArguments):
+class DataArguments(ViewArguments, RetentionArguments):
     input_model: str = str(paths.BASE_MODEL)
     output_model: str = str(paths.SFT_MODEL)
 
@@ -57,9 +58,8 @@ class SFTArguments(SFTConfig):
     """TRL's SFT arguments with the defaults of this stage, and the options --muon and --dropout."""
 
     output_dir: str | None = str(paths.SFT_CHECKPOINTS)
-    # Two passes teach the answers. The other eight teach which question each answer belongs to.
-    num_train_epochs: float = 4.0
-    per_device_train_batch_size: int = 16  # rows
+    num_train_epochs: float = 6.0
+    per_device_train_batch_size: int = 32  # rows
     per_device_eval_batch_size: int = 32
     learning_rate: float = 3e-3
     lr_scheduler_type: str = "cosine"
@@ -76,6 +76,7 @@ class SFTArguments(SFTConfig):
     # would choose a worse checkpoint, because a few wrong answers dominate this loss.
     metric_for_best_model: str | None = "mean_token_accuracy"
     report_to: str = "none"
+    remove_unused_columns: bool | None = False  # the training data are the numbers of the rows (training/views.py)
     max_length: int | None = 512  # tokens; the model has 512 positions
     train_sampling_strategy: str = "group_by_length"  # rows of similar length need little padding
     include_num_input_tokens_seen: str = "non_padding"  # count the tokens, to print tokens per second
@@ -84,8 +85,8 @@ class SFTArguments(SFTConfig):
     dataloader_pin_memory: bool = torch.cuda.is_available()
     muon: bool = field(default=True, metadata={"help": MUON_HELP})
     dropout: float = field(
-        default=0.1,
-        metadata={"help": tr("Dropout while training. With it the model answers more wordings it has not seen.")},
+        default=0.0,
+        metadata={"help": tr("Dropout while training. Changed questions (--question_noise) work better.")},
     )
 
     def __post_init__(self):
@@ -95,13 +96,23 @@ class SFTArguments(SFTConfig):
 
 
 class AnswerTrainer(OurTrainer, SFTTrainer):
-    """Add our output layer (model/head.py) and the KL regularization to TRL's SFT trainer."""
+    """Add our output layer (model/head.py), the KL regularization and the views of the rows to TRL's SFT trainer."""
+
+    def __init__(self, views: RowViews, **kwargs):
+        self.views = views
+        super().__init__(train_dataset=views.dataset(), **kwargs)
+        self.add_callback(PassCounter(views))
+
+    def _get_train_sampler(self, train_dataset=None):
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        return SimilarLengths(self.views, self.args.train_batch_size * self.args.gradient_accumulation_steps)
 
 
 def encode(
     tokenizer: PreTrainedTokenizerBase, rows: list[list[Message]], max_length: int, name: str, health: HealthLines
-) -> Dataset:
-    """Return a dataset with `input_ids` and `labels`. Print its size and the numbers of shortened and left-out rows.
+) -> list[Example]:
+    """Return the encoded rows. Print their size and the numbers of shortened and left-out rows.
 
     A row is left out if its question leaves too little of `max_length` for its answer. Add a warning to `health` if
     too many rows are shortened or lack a stop token. Raise UserError if no row is left.
@@ -141,7 +152,7 @@ def encode(
                 length=max_length,
             )
         )
-    return Dataset.from_dict({key: [getattr(example, key) for example in kept] for key in Example._fields[:2]})
+    return kept
 
 
 def main() -> None:
@@ -157,26 +168,30 @@ def main() -> None:
     )
     tokenizer = load_tokenizer(stage.input_model)
     health = HealthLines()
-    train_dataset = encode(tokenizer, rows, training.max_length, tr("Training data"), health)
-    eval_dataset = encode(tokenizer, heldout, training.max_length, tr("Held-out data"), health)
+    examples = encode(tokenizer, rows, training.max_length, tr("Training data"), health)
+    heldout_examples = encode(tokenizer, heldout, training.max_length, tr("Held-out data"), health)
     check_overlap(health, *([tuple(turn["content"] for turn in row) for row in part] for part in (rows, heldout)))
 
     set_seed(training.seed)
     model, _ = load_model(stage.input_model, training.dropout)
     check_positions(model, training.max_length)
     retention = new_retention(stage, tokenizer, training.device)
+    views = RowViews(tokenizer, examples, stage, training.max_length, training.seed)
     trainer = AnswerTrainer(
+        views,
         model=model,
         args=training,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
+        eval_dataset=Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in heldout_examples]),
         processing_class=tokenizer,
         optimizers=optimizers_for(model, training),
         retention=retention,
     )
-    lengths, heldout_lengths = ([len(ids) for ids in part["input_ids"]] for part in (train_dataset, eval_dataset))
-    retention_tokens = RETENTION_TOKENS if retention else 0
-    workload = Workload(sum(lengths), max(lengths), sum(heldout_lengths), retention_tokens)
+    workload = Workload(
+        tokens=sum(views.length(row, 0) for row in range(len(examples))),
+        longest=max(len(example.input_ids) for example in examples),
+        heldout_tokens=sum(len(example.input_ids) for example in heldout_examples),
+        retention_tokens=RETENTION_TOKENS if retention else 0,
+    )
     preflight(trainer, stage.output_model, workload)
     seconds = train(trainer, stage, workload, checkpoint, [TrainingHealth(health)])
     if stage.dry_run:
@@ -195,7 +210,7 @@ def main() -> None:
         metrics={
             "heldout_loss": trainer.evaluate()["eval_loss"],
             "training_seconds": round(seconds, 1),
-            "training_rows": len(train_dataset),
+            "training_rows": len(examples),
         },
     )
 

@@ -12,12 +12,13 @@ from conftest import ADVICE, DISEASES
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerState
 
-from med_model.data.prompt import EncodedPair
+from med_model.data.prompt import IGNORE, EncodedPair, Example
 from med_model.model.quiet import expect_tied_head
 from med_model.training.muon import optimizers_for
 from med_model.training.progress import Workload
 from med_model.training.retention import Retention
 from med_model.training.stage import StageArguments, train
+from med_model.training.views import RowViews, ViewArguments
 
 STAGES = ("pretraining", "sft", "dpo")
 LONGEST = 64  # length of the longest row, in tokens
@@ -56,10 +57,18 @@ def rows_of(stage: str, vocabulary: int) -> Dataset | list[dict[str, torch.Tenso
         return random_blocks(vocabulary)
     if stage == "sft":
         rows = random_ids(41, 20, LONGEST, vocabulary)
-        return Dataset.from_dict({"input_ids": rows, "labels": [[-100] * 10 + row[10:] for row in rows]})
+        return Dataset.from_dict({"input_ids": rows, "labels": [[IGNORE] * 10 + row[10:] for row in rows]})
     columns = [random_ids(PAIR_ROWS + column, 10, LONGEST // 2, vocabulary)[:PAIR_ROWS] for column in range(3)]
     pairs = [EncodedPair(*ids) for ids in zip(*columns, strict=True)]
     return dpo_train.dataset_of(pairs, [(-200.0, -210.0)] * len(pairs))
+
+
+def examples_of(rows: Dataset) -> list[Example]:
+    """Return the rows as SFT examples. Every answer has another text, so the views of a row are the row itself."""
+    texts = [[{"role": "user", "content": ""}, {"role": "assistant", "content": str(i)}] for i in range(len(rows))]
+    return [
+        Example(row["input_ids"], row["labels"], False, messages) for row, messages in zip(rows, texts, strict=True)
+    ]
 
 
 def small_trainer(
@@ -99,7 +108,9 @@ def small_trainer(
         return run_pretraining.PretrainingTrainer(**common, optimizers=optimizers_for(model, training))
     common["retention"] = Retention(copy.deepcopy(model), random_blocks(len(tokenizer)), 0.3)
     if stage == "sft":
-        return sft_train.AnswerTrainer(**common, optimizers=optimizers_for(model, training))
+        del common["train_dataset"]
+        views = RowViews(tokenizer, examples_of(rows), ViewArguments(), LONGEST, training.seed)
+        return sft_train.AnswerTrainer(views, **common, optimizers=optimizers_for(model, training))
     return dpo_train.PreferenceTrainer(**common)
 
 

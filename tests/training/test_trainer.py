@@ -12,7 +12,7 @@ from trl.trainer.utils import add_fused_lm_head
 from med_model.data.prompt import IGNORE
 from med_model.model.head import CHUNK_TOKENS, SOFTMAX_ROWS
 from med_model.training import trainer as trainer_module
-from med_model.training.retention import Retention
+from med_model.training.retention import RETENTION_STEPS, Retention
 from med_model.training.trainer import OurTrainer, use_chunked_head
 
 VOCABULARY = 50
@@ -185,6 +185,7 @@ def test_compute_loss_adds_the_retention_once_per_step_however_the_trainer_divid
 ):
     class Plain:
         args = SimpleNamespace(gradient_accumulation_steps=4)
+        state = SimpleNamespace(global_step=2 * RETENTION_STEPS)
         model = random_gpt2(128)
 
         def compute_loss(self, model, inputs, return_outputs, num_items_in_batch):
@@ -204,5 +205,7 @@ def test_compute_loss_adds_the_retention_once_per_step_however_the_trainer_divid
     torch.manual_seed(0)
     expected = retention.loss(model).item()
     assert expected > 0.01
-    assert joined.item() == pytest.approx(2 + expected / share, rel=1e-5)
+    assert joined.item() == pytest.approx(2 + RETENTION_STEPS * expected / share, rel=1e-5)
+    Plain.state.global_step += 1
+    assert trainer.compute_loss(model.train(), {}, num_items_in_batch=items) == 2, "the other steps have no KL term"
     assert trainer.compute_loss(model.eval(), {}, num_items_in_batch=items) == 2

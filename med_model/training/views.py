@@ -1,0 +1,222 @@
+"""Show each SFT row in another form in each pass: with a changed question, and mostly only the start of its answer.
+
+Several wordings of a question have the same answer. Its first tokens tell it from all other answers, so they are what
+a new wording must find. The rest of the answer is learned after a few repetitions. To read it again with every wording
+would take most of the time and teach nothing (K. Ji et al. 2025, "The first few tokens are all you need").
+"""
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from datasets import Dataset
+from torch.utils.data import Sampler
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+
+from med_model.data.noise import noisy_question
+from med_model.data.prompt import IGNORE, Example, encode_text
+from med_model.errors import UserError
+from med_model.language import tr
+
+WHOLE_ANSWERS = 2  # times per pass that an answer is read to its end; rarer answers are always whole
+ALPHABET = 1500  # the most frequent characters of the questions may replace another character
+SORTED_BATCHES = 50  # batches whose rows are sorted by length, so that a batch needs little padding
+
+
+@dataclass
+class ViewArguments:
+    """Options of the views. Raise UserError if one is out of range."""
+
+    question_noise: float = field(
+        default=0.15,
+        metadata={"help": tr("Share of the characters of a question that change in each pass. 0 changes nothing.")},
+    )
+    answer_tokens: int = field(
+        default=10,
+        metadata={
+            "help": tr(
+                "In a pass, an answer that many rows share is read to its end in {whole} of them. Of the others only "
+                "this many tokens are read. 0 reads all to the end.",
+                whole=WHOLE_ANSWERS,
+            )
+        },
+    )
+
+    def __post_init__(self):
+        if not 0 <= self.question_noise <= 0.5:
+            raise UserError(tr("--question_noise {found:g} is not from 0 to 0.5.", found=self.question_noise))
+        if self.answer_tokens < 0:
+            raise UserError(tr("--answer_tokens {found} is below 0.", found=self.answer_tokens))
+
+
+class _Question(NamedTuple):
+    """Hold the place of a question in the input_ids of its row."""
+
+    start: int
+    end: int
+    text: str
+    wordings: list[str]  # of questions with the same answer; empty in a conversation, which depends on its own words
+
+
+class _Answer(NamedTuple):
+    """Hold the place of an answer in the input_ids of its row, and its turn to be read to the end."""
+
+    start: int
+    end: int  # after its stop token
+    turn: int  # its number among all answers with the same text
+    sharing: int  # the number of these answers
+
+
+class _Row(NamedTuple):
+    """Hold a row in its full form."""
+
+    input_ids: list[int]
+    labels: list[int]
+    questions: list[_Question]
+    answers: list[_Answer]
+
+
+def _spans_of_answers(labels: list[int]) -> list[tuple[int, int]]:
+    """Return start and end of each run of labels other than IGNORE."""
+    marked = [IGNORE, *labels, IGNORE]
+    edges = [i for i in range(len(labels) + 1) if (marked[i] == IGNORE) != (marked[i + 1] == IGNORE)]
+    return list(zip(edges[::2], edges[1::2], strict=True))
+
+
+def _texts(example: Example, role: str) -> list[str]:
+    return [message["content"] for message in example.messages if message["role"] == role]
+
+
+class RowViews:
+    """Make the views of all SFT rows. `current_pass` counts the passes from 0; `PassCounter` sets it.
+
+    A view is a function of the row, the number of the pass and the seed. So a resumed run reads the same views as a
+    run without a break.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        examples: Sequence[Example],
+        options: ViewArguments,
+        max_length: int,
+        seed: int,
+    ):
+        """max_length: a changed question that makes its row longer than this many tokens is not used."""
+        self.tokenizer, self.options, self.max_length, self.seed = tokenizer, options, max_length, seed
+        self.current_pass = 0
+        texts = [text for example in examples for text in _texts(example, "user")]
+        counts = Counter(character for text in texts for character in text if not character.isspace())
+        self.alphabet = [character for character, _ in counts.most_common(ALPHABET)]
+        texts = list(dict.fromkeys(texts))
+        self._encoded = dict(zip(texts, encode_text(tokenizer, texts), strict=True))
+
+        self._wordings = defaultdict(list)  # {answer: the questions of the rows with this answer and no other}
+        places = defaultdict(list)  # {answer: (row, number of the answer in the row)}
+        for row, example in enumerate(examples):
+            answers = _texts(example, "assistant")
+            if len(answers) == 1:
+                self._wordings[answers[0]] += _texts(example, "user")
+            for number, answer in enumerate(answers):
+                places[answer].append((row, number))
+        turns = {}
+        for answer, found in places.items():
+            order = random.Random(f"{seed} {answer}").sample(found, len(found))
+            turns |= {place: (turn, len(order)) for turn, place in enumerate(order)}
+        self.rows = [self._row(example, row, turns) for row, example in enumerate(examples)]
+
+    def _row(self, example: Example, row: int, turns: dict[tuple[int, int], tuple[int, int]]) -> _Row:
+        ids, questions, position = example.input_ids, [], 0
+        answers = _texts(example, "assistant")
+        wordings = self._wordings[answers[0]] if len(answers) == 1 else []
+        for text in _texts(example, "user"):
+            question = self._encoded[text]
+            for start in range(position, len(ids) - len(question) + 1):
+                if question and ids[start : start + len(question)] == question:
+                    position = start + len(question)
+                    questions.append(_Question(start, position, text, wordings))
+                    break
+        spans = _spans_of_answers(example.labels)
+        return _Row(
+            ids, example.labels, questions, [_Answer(*span, *turns[row, number]) for number, span in enumerate(spans)]
+        )
+
+    def _end(self, answer: _Answer, number: int) -> int:
+        """Return the end of the part of an answer that is read in pass `number`. Answers of one text take turns."""
+        whole = (answer.turn - number * WHOLE_ANSWERS) % answer.sharing < WHOLE_ANSWERS
+        if whole or not self.options.answer_tokens:
+            return answer.end
+        return min(answer.end, answer.start + self.options.answer_tokens)
+
+    def length(self, row: int, number: int) -> int:
+        """Return the number of tokens of a row in pass `number`, before its questions are changed."""
+        return self._end(self.rows[row].answers[-1], number)
+
+    def view(self, row: int, number: int) -> dict[str, list[int]]:
+        """Return the input_ids and labels of a row in pass `number`.
+
+        The last answer is cut. An earlier answer stays, because the next question follows from it; only its labels
+        are cut.
+        """
+        full, length = self.rows[row], self.length(row, number)
+        ids, labels = full.input_ids[:length], full.labels[:length]
+        for answer in full.answers[:-1]:
+            end = self._end(answer, number)
+            labels[end : answer.end] = [IGNORE] * (answer.end - end)
+        rng = random.Random(f"{self.seed} {number} {row}")
+        for start, end, text, wordings in reversed(full.questions if self.options.question_noise else []):
+            changed = noisy_question(text, wordings or [text], self.alphabet, self.options.question_noise, rng)
+            new = encode_text(self.tokenizer, changed)
+            if len(ids) + len(new) - (end - start) <= self.max_length:
+                ids[start:end], labels[start:end] = new, [IGNORE] * len(new)
+        return {"input_ids": ids, "labels": labels}
+
+    def dataset(self) -> Dataset:
+        """Return a dataset with `input_ids` and `labels`, the views of the current pass."""
+
+        def views(batch: dict[str, list[int]]) -> dict[str, list[list[int]]]:
+            made = [self.view(i, self.current_pass) for i in batch["row"]]
+            return {name: [view[name] for view in made] for name in ("input_ids", "labels")}
+
+        return Dataset.from_dict({"row": range(len(self.rows))}).with_transform(views)
+
+
+class PassCounter(TrainerCallback):
+    """Tell the views which pass begins."""
+
+    def __init__(self, views: RowViews):
+        self.views = views
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        # In a run that is resumed in the middle of a pass, state.epoch is a fraction.
+        self.views.current_pass = int(state.epoch)
+
+
+class SimilarLengths(Sampler[int]):
+    """Draw the rows of a pass in batches of similar length. The order is a function of the pass and the seed."""
+
+    def __init__(self, views: RowViews, batch_size: int):
+        self.views, self.batch_size = views, batch_size
+
+    def __len__(self) -> int:
+        return len(self.views.rows)
+
+    def __iter__(self) -> Iterator[int]:
+        number = self.views.current_pass
+        generator = torch.Generator().manual_seed(self.views.seed * 1000 + number)
+        order = torch.randperm(len(self), generator=generator).tolist()
+        batches = []
+        for start in range(0, len(order), SORTED_BATCHES * self.batch_size):
+            part = sorted(
+                order[start : start + SORTED_BATCHES * self.batch_size], key=lambda i: self.views.length(i, number)
+            )
+            batches += [part[k : k + self.batch_size] for k in range(0, len(part), self.batch_size)]
+        # A batch with fewer rows must come last: the Trainer cuts the order into batches of equal size.
+        last = [batches.pop()] if len(batches[-1]) < self.batch_size else []
+        for k in torch.randperm(len(batches), generator=generator).tolist():
+            yield from batches[k]
+        for batch in last:
+            yield from batch
