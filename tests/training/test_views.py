@@ -47,7 +47,7 @@ def test_view_without_options_is_the_row_itself(make_views, tokenizer):
         assert views.view(i, 3) == {"input_ids": example.input_ids, "labels": example.labels}
 
 
-def test_in_each_pass_an_answer_is_whole_in_two_rows_and_all_rows_take_turns(make_views, tokenizer):
+def test_in_each_pass_an_answer_is_whole_a_fixed_number_of_times_and_all_rows_take_turns(make_views, tokenizer):
     rows = [row(question) for question in WORDINGS]
     views = make_views(rows, answer_tokens=8)
     times = Counter()
