@@ -366,9 +366,9 @@ def test_encode_pairs_ends_each_answer_with_the_stop_of_the_model(tokenizer, cha
 def test_encode_pairs_counts_cut_answers_and_leaves_out_pairs_that_become_equal(tokenizer):
     same = Pair([user("怎么办？")], LONG_ANSWER + "好。", LONG_ANSWER + "坏。")
     short = Pair([user("怎么办？")], LONG_ANSWER, "随便吃。")
-    [pair], cut = encode_pairs(tokenizer, [same, short], 96)
+    [pair], cut = encode_pairs(tokenizer, [same, short], 72)
     assert cut == 3
-    assert len(pair.prompt_ids) + len(pair.chosen_ids) <= 96
+    assert len(pair.prompt_ids) + len(pair.chosen_ids) <= 72
     assert tokenizer.decode(pair.rejected_ids) == "随便吃。<|im_end|>"
 
 

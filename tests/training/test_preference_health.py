@@ -23,7 +23,7 @@ def answering_model(tokenizer, random_gpt2, tmp_path_factory):
     """Return a tiny model after SFT on all answers of PAIRS, chosen and rejected. Tests must not change the model."""
 
     def row(conversation: list[dict]) -> dict:
-        ids, labels, _ = training_example(tokenizer, conversation, ROW_TOKENS)
+        ids, labels, *_ = training_example(tokenizer, conversation, ROW_TOKENS)
         gap = ROW_TOKENS - len(ids)
         return {
             "input_ids": torch.tensor(ids + [tokenizer.pad_token_id] * gap),
