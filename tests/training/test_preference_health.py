@@ -181,7 +181,7 @@ def test_answer_drift_measures_length_and_kl_on_the_answers_of_generate(drifted,
     assert drift.start_length == drift.length == statistics.fmean(lengths["start"])
     drift.on_evaluate(args, state, None, model=moved)
     assert drift.length == statistics.fmean(lengths["moved"])
-    assert drift.kl == pytest.approx(statistics.fmean(ratios), rel=1e-4) and abs(drift.kl) > 0.01
+    assert drift.kl == pytest.approx(statistics.fmean(ratios), rel=1e-4) and abs(drift.kl) > 0.003
 
 
 def test_answer_drift_of_a_resumed_run_has_the_start_of_the_whole_run(drifted, answering_model):
@@ -207,7 +207,7 @@ def test_answer_drift_measures_a_model_outside_of_a_training(drifted, answering_
     drift.measure(answering_model)
     assert drift.kl == 0.0 and drift.length == drift.start_length
     drift.measure(moved)
-    assert abs(drift.kl) > 0.01
+    assert abs(drift.kl) > 0.003
     assert drift.metrics() == {
         "kl_to_sft_model": drift.kl,
         "answer_tokens": drift.length,
