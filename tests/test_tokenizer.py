@@ -9,6 +9,7 @@ import train_tokenizer
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
+from med_model.data.bpe import byte_level_bpe
 from med_model.data.prompt import encode_text
 from med_model.errors import UserError
 
@@ -84,6 +85,12 @@ def test_vocabulary_has_no_token_with_a_digit_and_another_character(tokenizer):
 
 def test_vocabulary_has_no_token_above_24_bytes_even_for_longer_text_that_is_frequent(tokenizer):
     assert 20 < max(map(len, vocabulary(tokenizer))) <= 24
+
+
+def test_byte_level_bpe_keeps_both_pairs_that_give_the_same_token():
+    merges = [["乙", "丙"], ["甲", "乙"], ["甲乙", "丙"], ["甲", "乙丙"]]
+    made = byte_level_bpe(["甲", "乙", "丙"], merges, vocab_size=300)
+    assert len(made.encode("甲乙丙").ids) == 1, "the better pair 乙丙 comes first, then 甲 and 乙丙"
 
 
 def test_vocabulary_has_a_token_for_every_byte(tokenizer):

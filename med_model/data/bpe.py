@@ -67,14 +67,14 @@ def byte_level_bpe(characters: list[str], merges: list[list[str]], vocab_size: i
     """
     bytes_of = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     vocabulary = {token: i for i, token in enumerate([*SPECIAL_TOKENS, *sorted(bytes_of.alphabet())])}
-    learned: list[tuple[str, str]] = []
+    learned: dict[tuple[str, str], None] = {}  # pairs in their order; two pairs may give the same token
 
     def merge(left: str, right: str, limit: int) -> bool:
-        if left + right not in vocabulary:
-            if left not in vocabulary or right not in vocabulary or len(vocabulary) >= limit:
-                return False
-            vocabulary[left + right] = len(vocabulary)
-            learned.append((left, right))
+        token = left + right
+        if left not in vocabulary or right not in vocabulary or (token not in vocabulary and len(vocabulary) >= limit):
+            return False
+        vocabulary.setdefault(token, len(vocabulary))
+        learned.setdefault((left, right))
         return True
 
     def spelled(text: str) -> str:  # as the byte-level tokenizer writes a text: one printable character per byte
@@ -93,7 +93,7 @@ def byte_level_bpe(characters: list[str], merges: list[list[str]], vocab_size: i
         merge(spelled(left), spelled(right), vocab_size)
     merge_characters(vocab_size)  # the rare ones, where merges have left room
 
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=learned))
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=list(learned)))
     tokenizer.pre_tokenizer = pre_tokenizer(bytes_of)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer

@@ -8,7 +8,7 @@ boosting performance on text classification tasks").
 import random
 from collections.abc import Sequence
 
-MIN_CHARACTERS = 3  # a shorter question is not changed, and no change makes a question shorter
+MIN_CHARACTERS = 3  # a question of fewer characters is not changed, and no change leaves fewer
 # Negations and numbers are never changed, because the question would ask for something else without them.
 KEPT = frozenset("不没无未别非0123456789０１２３４５６７８９零一二两三四五六七八九十百千半")
 DELETED, SWAPPED = 0.55, 0.20  # shares of the changed characters; the rest is replaced by another character

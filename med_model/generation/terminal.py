@@ -11,7 +11,7 @@ with contextlib.suppress(ImportError):  # Windows lacks the module
     import readline  # noqa: F401  `input` then has line editing, and most terminals deliver a paste as one text
 
 PASTE_SECONDS = 0.03  # a terminal delivers the next pasted line sooner, and nobody types a line so fast
-SLASHES = "/／"  # the second one comes from a Chinese keyboard
+SLASHES = ("/", "／")  # the second one comes from a Chinese keyboard
 
 
 def _waiting() -> bool:
@@ -85,7 +85,7 @@ def answer_lines(conversation: Conversation, lines: Iterable[str]) -> None:
     """Answer each line. A line that begins with a slash is a command. Blank lines are passed over."""
     for line in lines:
         text = line.strip()
-        if text.startswith(tuple(SLASHES)):
+        if text.startswith(SLASHES):
             if not _run_command(conversation, text):
                 return
         elif text:

@@ -90,6 +90,19 @@ def _texts(example: Example, role: str) -> list[str]:
     return [message["content"] for message in example.messages if message["role"] == role]
 
 
+def _questions(example: Example, encoded: dict[str, list[int]], wordings: list[str]) -> list[_Question]:
+    """Return the places of the questions in a row. A question that is not found is left out, and never changed."""
+    ids, found, position = example.input_ids, [], 0
+    for text in _texts(example, "user"):
+        question = encoded[text]
+        for start in range(position, len(ids) - len(question) + 1):
+            if question and ids[start : start + len(question)] == question:
+                position = start + len(question)
+                found.append(_Question(start, position, text, wordings))
+                break
+    return found
+
+
 class RowViews:
     """Make the views of all SFT rows. `current_pass` counts the passes from 0; `PassCounter` sets it.
 
@@ -112,37 +125,27 @@ class RowViews:
         counts = Counter(character for text in texts for character in text if not character.isspace())
         self.alphabet = [character for character, _ in counts.most_common(ALPHABET)]
         texts = list(dict.fromkeys(texts))
-        self._encoded = dict(zip(texts, encode_text(tokenizer, texts), strict=True))
+        encoded = dict(zip(texts, encode_text(tokenizer, texts), strict=True))
 
-        self._wordings = defaultdict(list)  # {answer: the questions of the rows with this answer and no other}
+        wordings = defaultdict(list)  # {answer: the questions of the rows with this answer and no other}
         places = defaultdict(list)  # {answer: (row, number of the answer in the row)}
         for row, example in enumerate(examples):
             answers = _texts(example, "assistant")
             if len(answers) == 1:
-                self._wordings[answers[0]] += _texts(example, "user")
+                wordings[answers[0]] += _texts(example, "user")
             for number, answer in enumerate(answers):
                 places[answer].append((row, number))
         turns = {}
         for answer, found in places.items():
             order = random.Random(f"{seed} {answer}").sample(found, len(found))
             turns |= {place: (turn, len(order)) for turn, place in enumerate(order)}
-        self.rows = [self._row(example, row, turns) for row, example in enumerate(examples)]
-
-    def _row(self, example: Example, row: int, turns: dict[tuple[int, int], tuple[int, int]]) -> _Row:
-        ids, questions, position = example.input_ids, [], 0
-        answers = _texts(example, "assistant")
-        wordings = self._wordings[answers[0]] if len(answers) == 1 else []
-        for text in _texts(example, "user"):
-            question = self._encoded[text]
-            for start in range(position, len(ids) - len(question) + 1):
-                if question and ids[start : start + len(question)] == question:
-                    position = start + len(question)
-                    questions.append(_Question(start, position, text, wordings))
-                    break
-        spans = _spans_of_answers(example.labels)
-        return _Row(
-            ids, example.labels, questions, [_Answer(*span, *turns[row, number]) for number, span in enumerate(spans)]
-        )
+        self.rows = []
+        for row, example in enumerate(examples):
+            answers = _texts(example, "assistant")
+            questions = _questions(example, encoded, wordings[answers[0]] if len(answers) == 1 else [])
+            spans = enumerate(_spans_of_answers(example.labels))
+            answers = [_Answer(*span, *turns[row, number]) for number, span in spans]
+            self.rows.append(_Row(example.input_ids, example.labels, questions, answers))
 
     def _end(self, answer: _Answer, number: int) -> int:
         """Return the end of the part of an answer that is read in pass `number`. Answers of one text take turns."""
@@ -209,14 +212,12 @@ class SimilarLengths(Sampler[int]):
         generator = torch.Generator().manual_seed(self.views.seed * 1000 + number)
         order = torch.randperm(len(self), generator=generator).tolist()
         batches = []
-        for start in range(0, len(order), SORTED_BATCHES * self.batch_size):
-            part = sorted(
-                order[start : start + SORTED_BATCHES * self.batch_size], key=lambda i: self.views.length(i, number)
-            )
-            batches += [part[k : k + self.batch_size] for k in range(0, len(part), self.batch_size)]
+        size, sorted_rows = self.batch_size, SORTED_BATCHES * self.batch_size
+        for start in range(0, len(order), sorted_rows):
+            part = sorted(order[start : start + sorted_rows], key=lambda i: self.views.length(i, number))
+            batches += [part[k : k + size] for k in range(0, len(part), size)]
         # A batch with fewer rows must come last: the Trainer cuts the order into batches of equal size.
-        last = [batches.pop()] if len(batches[-1]) < self.batch_size else []
+        last = [] if len(batches[-1]) == size else batches.pop()
         for k in torch.randperm(len(batches), generator=generator).tolist():
             yield from batches[k]
-        for batch in last:
-            yield from batch
+        yield from last

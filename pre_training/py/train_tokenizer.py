@@ -148,8 +148,7 @@ def print_result(corpus: Corpus, vocabulary: int, seconds: float, args: Tokenize
         say(
             tr(
                 "This corpus supports {tokens:,} tokens, not {wanted:,}, because a pair must occur {times} times to "
-                "become one token. "
-                "More text gives more tokens.",
+                "become one token. More text gives more tokens.",
                 tokens=vocabulary,
                 wanted=args.vocab_size,
                 times=MIN_FREQUENCY,
