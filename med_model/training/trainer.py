@@ -5,8 +5,10 @@ the loss from the log-probabilities of this layer. The KL regularization (retent
 text close to those of an earlier model.
 """
 
+import contextlib
 import functools
 import types
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +40,21 @@ class TokenScores(ModelOutput):
     label_mask: Tensor | None = None
 
 
+@contextlib.contextmanager
+def _feed_forward_only_at(positions: Tensor, network: torch.nn.Module) -> Iterator[None]:
+    """Let a layer's feed-forward network compute only at `positions` (batch, seq), and give 0 elsewhere."""
+
+    def forward(hidden: Tensor) -> Tensor:
+        computed = type(network).forward(network, hidden[positions])
+        return computed.new_zeros(hidden.shape).masked_scatter(positions[..., None], computed)
+
+    network.forward = forward
+    try:
+        yield
+    finally:
+        del network.forward
+
+
 def _forward_with_chunked_head(
     self: PreTrainedModel,
     *args,
@@ -48,6 +65,7 @@ def _forward_with_chunked_head(
     **kwargs,
 ) -> ModelOutput:
     """Return a model output with the loss. Logits are computed in chunks of tokens, and only where there is a label.
+    So is the feed-forward network of the last layer, because no other token reads its output.
 
     With `fused_lm_head=True`, return `TokenScores` instead: TRL computes the loss from them. Without `labels`, return
     the output of the model's own `forward`. With `labels`, rows must be padded on the right. Causal attention never
@@ -59,9 +77,10 @@ def _forward_with_chunked_head(
         padded_right = attention_mask[:, 0].all() and (attention_mask[:, 1:] <= attention_mask[:, :-1]).all()
         assert padded_right, "rows must be padded on the right"
     kwargs["use_cache"] = False
-    hidden = self.base_model(*args, **kwargs).last_hidden_state[:, :-1]  # (batch, seq - 1, width)
     targets = labels[:, 1:]
-    mask = targets != IGNORE
+    mask = targets != IGNORE  # (batch, seq - 1)
+    with _feed_forward_only_at(torch.nn.functional.pad(mask, (0, 1)), self.base_model.h[-1].mlp):
+        hidden = self.base_model(*args, **kwargs).last_hidden_state[:, :-1]  # (batch, seq - 1, width)
     rows, weight = hidden[mask], self.get_output_embeddings().weight  # (labelled tokens, width), (vocab, width)
     if not fused_lm_head:
         return CausalLMOutput(loss=linear_cross_entropy(rows, weight, targets[mask], num_items_in_batch))
