@@ -42,11 +42,13 @@ def test_composed_rejection_without_an_end_stops_inside_a_clause(seed):
 def written() -> Written:
     """Return the texts that `rows_by_file` needs beside a department.
 
-    They are 40 vague sentences, the bundled phrases for conversations, and one question out of scope.
+    They are 40 vague sentences, one needless refusal, the bundled phrases for conversations, and one question out of
+    scope.
     """
     vague = {
         side: [f"{number}个人有{number}种说法，{side}。" for number in range(20)] for side in ("training", "held_out")
     }
+    vague["refusal"] = ["我没学过{topic}。"]
     outside = [
         {
             "kind": "算术",
@@ -98,6 +100,19 @@ def test_every_followup_is_asked_once_after_another_question_of_the_topic(good, 
         for question in topic["questions"]:
             assert [asked[text] for text in question.get("followups", [])] == [1] * len(question.get("followups", []))
             assert wordings_of(question)
+
+
+def test_a_refusal_is_the_good_answer_out_of_scope_and_a_bad_one_elsewhere(good, written):
+    files = rows_by_file([good], written)
+    taught = {row["output"] for row in files[paths.SFT_DATA / "cardiology.jsonl"] if "output" in row}
+    (pair,) = files[paths.DPO_DATA / "out_of_scope.jsonl"]
+    assert (pair["question"], pair["response_chosen"]) == ("一加一等于几", "我不会算术。")
+    assert pair["flaw"] == "false_answer" and pair["response_rejected"] in taught
+    needless = [pair for pair in files[paths.DPO_DATA / "cardiology.jsonl"] if pair["flaw"] == "needless_refusal"]
+    assert needless
+    for pair in needless:
+        assert pair["response_chosen"] in taught
+        assert pair["response_rejected"] == f"我没学过{pair['topic']}。"
 
 
 def test_out_of_scope_rows_are_marked(good, written):

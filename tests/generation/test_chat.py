@@ -167,7 +167,7 @@ def test_sampling_settings_of_a_checkpoint_have_the_stops_of_its_published_model
 def test_sampling_settings_take_the_command_line_before_the_settings_of_the_model(make_chat):
     settings = make_chat(temperature=None, top_k=7, max_new_tokens=9).settings
     assert (settings.top_k, settings.max_new_tokens) == (7, 9)
-    assert (settings.do_sample, settings.temperature, settings.top_p) == (True, 0.7, 0.9)
+    assert (settings.do_sample, settings.temperature, settings.top_p) == (True, 0.3, 0.9)
     assert make_chat(temperature=0.0).settings.do_sample is False
 
 

@@ -5,9 +5,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 from med_model import paths
-from med_model.data.prompt import END_OF_TEXT, IM_END
+from med_model.data.prompt import BASE_STOPS, CHAT_STOPS, END_OF_TEXT, IM_END
 from med_model.errors import UserError
-from med_model.model.directory import check_replaceable, load_model, load_tokenizer, publish
+from med_model.model.directory import check_replaceable, load_model, load_tokenizer, publish, sampling_defaults
 
 LOG_HISTORY = [
     {"step": 1, "loss": 5.0},
@@ -65,8 +65,14 @@ def test_generation_config_of_a_published_model_has_its_stops_and_sampling_setti
     assert 0 < settings["temperature"] < 1
     assert 0 < settings["top_p"] < 1
     assert settings["top_k"] > 0
-    assert 1 < settings["repetition_penalty"] < 1.5
+    assert settings["repetition_penalty"] == 1
     assert settings["max_new_tokens"] > 0
+
+
+def test_only_a_base_model_gets_a_repetition_penalty(tokenizer):
+    chat, base = sampling_defaults(tokenizer, CHAT_STOPS), sampling_defaults(tokenizer, BASE_STOPS)
+    assert chat.repetition_penalty == 1 < base.repetition_penalty
+    assert chat.temperature < base.temperature
 
 
 def test_config_of_a_published_model_has_the_cache_that_the_trainer_turns_off(publish_to, model, tmp_path):
