@@ -29,7 +29,7 @@ from transformers import (
     set_seed,
 )
 
-from med_model.data.prompt import CHAT_STOPS, encode_question
+from med_model.data.prompt import encode_question
 from med_model.measures.likelihood import bits_per_byte
 from med_model.model.directory import sampling_defaults
 
@@ -122,7 +122,7 @@ class Engine:
         With these settings every answer has `new_tokens` tokens.
         """
         if sample:
-            settings = sampling_defaults(self.tokenizer, CHAT_STOPS)
+            settings = sampling_defaults(self.tokenizer, chat=True)
         else:
             settings = GenerationConfig(pad_token_id=self.tokenizer.pad_token_id)
         # No token has the id -1, so no answer stops early.

@@ -5,7 +5,7 @@ import random
 from pathlib import Path
 from typing import NamedTuple
 
-from pairs import OtherAnswers, Vague, pairs_of, unasked_index
+from pairs import OtherAnswers, Vague, pair_row, pairs_of, unasked_index
 from turns import Questions, TopicTurns, marks_of
 
 from med_model import paths
@@ -131,22 +131,21 @@ def add_turns(files: Files, departments: list[dict], phrases: dict) -> None:
         files[paths.HELDOUT_TURNS / file] += turns.heldout()
 
 
-def false_answer_pair(row: dict, search: LexicalSearch) -> dict:
-    """Return the preference pair of a question out of scope. The bad answer is what a lexical search would answer."""
-    question, refusal = row["instruction"], row["output"]
-    pair = {"question": question, "response_chosen": refusal, "response_rejected": search.answer(question)}
-    return {**pair, "flaw": "false_answer", "topic": row["topic"]}
-
-
 def add_out_of_scope(files: Files, kinds: list[dict]) -> None:
-    """Add the questions that the model must not answer. Call this when `files` has the rows of all topics."""
+    """Add the questions that the model must not answer. Call this when `files` has the rows of all topics.
+
+    In the preference pair of such a question, the bad answer is what a lexical search would answer.
+    """
     taught = itertools.chain(*(rows for path, rows in files.items() if path.parent == paths.SFT_DATA))
     search = LexicalSearch((row["instruction"], row["output"]) for row in taught if "instruction" in row)
     for kind in kinds:
         for question in kind["questions"]:
             rows = [out_of_scope_row(kind, question, wording) for wording in question["wordings"]]
             files[paths.SFT_DATA / f"{OUT_OF_SCOPE}.jsonl"] += rows
-            files[paths.DPO_DATA / f"{OUT_OF_SCOPE}.jsonl"] += [false_answer_pair(row, search) for row in rows]
+            files[paths.DPO_DATA / f"{OUT_OF_SCOPE}.jsonl"] += [
+                pair_row(wording, question["answer"], search.answer(wording), "false_answer", kind["kind"])
+                for wording in question["wordings"]
+            ]
             rows = [out_of_scope_row(kind, question, wording) for wording in question.get("heldout", [])]
             files[paths.HELDOUT_OUT_OF_SCOPE] += rows
 

@@ -22,7 +22,7 @@ from trl import DPOConfig, DPOTrainer
 
 from med_model import paths
 from med_model.command import parse, run
-from med_model.data.prompt import CHAT_STOPS, EncodedPair, encode_pairs, encode_prompt
+from med_model.data.prompt import EncodedPair, encode_pairs, encode_prompt
 from med_model.data.records import Pair, document_of, pair_of, prompt_of
 from med_model.data.split import read_all, read_split
 from med_model.errors import UserError
@@ -230,7 +230,6 @@ def main() -> None:
         tokenizer,
         stage,
         title="Med_model: final model after DPO",
-        stops=CHAT_STOPS,
         heldout=Heldout(read_all([paths.HELDOUT_TEXT], document_of), questions, heldout_rows),
         chat=True,
         health=health,

@@ -9,7 +9,6 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from med_model import paths
 from med_model.command import examples
-from med_model.data.prompt import BASE_STOPS, CHAT_STOPS
 from med_model.errors import UserError
 from med_model.generation.conversation import Conversation
 from med_model.generation.terminal import answer_lines, converse, print_answer
@@ -65,7 +64,7 @@ def sampling_settings(
     """
     settings = model.generation_config
     if settings.max_new_tokens is None:
-        settings = sampling_defaults(tokenizer, CHAT_STOPS if turns else BASE_STOPS)
+        settings = sampling_defaults(tokenizer, turns)
     for name, (minimum, maximum) in RANGES.items():
         value = getattr(options, name)
         if value is None:

@@ -91,7 +91,7 @@ def evaluate(
         answered, seconds = ask(greedy(tokenizer, stops, max_new_tokens))
         measures |= answer_measures(answered)
         if training and chat:
-            settings = sampling_defaults(tokenizer, stops)
+            settings = sampling_defaults(tokenizer, chat)
             settings.max_new_tokens = max_new_tokens
             measures |= sampled_measures([answer for seed in SEEDS for answer in ask(settings, seed)[0]])
     if heldout.pairs:

@@ -1,6 +1,5 @@
 """Load and publish a model directory. It is a plain Hugging Face directory, and it is never half written."""
 
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from transformers import (
 )
 
 from med_model import paths
-from med_model.data.prompt import CHAT_STOPS, END_OF_TEXT, IM_END, IM_START, PAD
+from med_model.data.prompt import BASE_STOPS, CHAT_STOPS, END_OF_TEXT, IM_END, IM_START, PAD
 from med_model.errors import UserError
 from med_model.files import write_beside, write_json
 from med_model.language import tr
@@ -99,12 +98,11 @@ def load_model(directory: str | Path, dropout: float | None = None) -> tuple[Pre
     return model.eval(), tokenizer
 
 
-def sampling_defaults(tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]) -> GenerationConfig:
+def sampling_defaults(tokenizer: PreTrainedTokenizerBase, chat: bool) -> GenerationConfig:
     """Return the settings for generation_config.json. Chats and servers sample with these settings.
 
-    stops: the texts of the stop tokens: CHAT_STOPS for a chat model, BASE_STOPS for a base model.
+    chat: False for a base model.
     """
-    chat = tuple(stops) == CHAT_STOPS
     return GenerationConfig(
         do_sample=True,
         # At 0.7 an answer keeps fewer key facts than with greedy decoding, at 0.4 as many (docs/en/recipes.md).
@@ -115,7 +113,7 @@ def sampling_defaults(tokenizer: PreTrainedTokenizerBase, stops: Sequence[str]) 
         repetition_penalty=1.0 if chat else 1.2,
         max_new_tokens=200,
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.convert_tokens_to_ids(list(stops)),
+        eos_token_id=tokenizer.convert_tokens_to_ids(list(CHAT_STOPS if chat else BASE_STOPS)),
         pad_token_id=tokenizer.pad_token_id,
     )
 
@@ -152,17 +150,17 @@ def publish(
     directory: str | Path,
     *,
     title: str,
-    stops: Sequence[str],
+    chat: bool,
     metrics: dict,
     log_history: list[dict],
 ) -> None:
     """Write a model directory: weights, tokenizer, generation settings, metrics, log, loss curve and card (README.md).
 
     If the directory exists already, the old one stays until the new one is complete.
-    title: the heading of the card, in English. stops: the texts of the stop tokens.
+    title: the heading of the card, in English. chat: False for a base model.
     metrics: values for metrics.json and the card. log_history: the Trainer's log, one dict per entry.
     """
-    model.generation_config = sampling_defaults(tokenizer, stops)
+    model.generation_config = sampling_defaults(tokenizer, chat)
     model.config.use_cache = True  # the Trainer sets it to False; users of the published model generate with a cache
     metrics = {
         **metrics,

@@ -17,6 +17,14 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of x, x^3 and x^5 (Jor
 NEWTON_SCHULZ_STEPS = 4
 
 
+def _factor(gram: Tensor) -> Tensor:
+    """Return a + b g + c g^2 for each g in `gram`, (batch, rows, rows)."""
+    a, b, c = NEWTON_SCHULZ
+    factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    factor.diagonal(dim1=1, dim2=2).add_(a)
+    return factor
+
+
 def orthogonalized(matrices: Tensor) -> Tensor:
     """Return the matrices with all singular values changed to about 1. The singular vectors stay the same.
 
@@ -25,19 +33,16 @@ def orthogonalized(matrices: Tensor) -> Tensor:
     The result has the shape of `matrices`.
     matrices: (batch, rows, columns) in float32 with rows <= columns. Less precision would lose small singular values.
     """
-    a, b, c = NEWTON_SCHULZ
     gram = matrices @ matrices.mT  # (batch, rows, rows)
     # The iterations need singular values of at most 1. The root of the norm of `gram` is nearer to the largest one
     # than the norm of `matrices` (which Jordan et al. take), so four iterations do what five do there.
     largest = gram.norm(dim=(1, 2), keepdim=True) + 1e-14
     gram /= largest
-    product = None  # of the factors so far
-    for step in range(NEWTON_SCHULZ_STEPS):
-        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        factor.diagonal(dim1=1, dim2=2).add_(a)
-        product = factor if product is None else factor @ product
-        if step < NEWTON_SCHULZ_STEPS - 1:
-            gram = factor @ gram @ factor
+    product = factor = _factor(gram)  # the product of all factors so far, and the last one
+    for _ in range(NEWTON_SCHULZ_STEPS - 1):
+        gram = factor @ gram @ factor
+        factor = _factor(gram)
+        product = factor @ product
     return product @ (matrices / largest.sqrt())
 
 

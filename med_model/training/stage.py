@@ -199,7 +199,6 @@ def finish(
     stage: StageArguments,
     *,
     title: str,
-    stops: Sequence[str],
     heldout: Heldout,
     chat: bool,
     health: HealthLines,
@@ -207,8 +206,8 @@ def finish(
 ) -> None:
     """Measure the model on `heldout`, print the figures, and publish the model. Only the first process does this.
 
-    title: the heading of the model's card (README.md). stops: the texts of the stop tokens. chat: False for a base
-    model. health: the warnings of the run. metrics: more values for metrics.json. Raise UserError as `evaluate` does.
+    title: the heading of the model's card (README.md). chat: False for a base model. health: the warnings of the run.
+    metrics: more values for metrics.json. Raise UserError as `evaluate` does.
     """
     if not trainer.is_world_process_zero():
         return
@@ -219,7 +218,7 @@ def finish(
         tokenizer,
         stage.output_model,
         title=title,
-        stops=stops,
+        chat=chat,
         metrics={
             **metrics,
             "measures": measures,

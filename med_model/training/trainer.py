@@ -79,7 +79,12 @@ def _forward_with_chunked_head(
     kwargs["use_cache"] = False
     targets = labels[:, 1:]
     mask = targets != IGNORE  # (batch, seq - 1)
-    with _feed_forward_only_at(torch.nn.functional.pad(mask, (0, 1)), self.base_model.h[-1].mlp):
+    # Gradient checkpointing computes a layer again in the backward pass, when the context below has ended.
+    if self.is_gradient_checkpointing:
+        only_labels = contextlib.nullcontext()
+    else:
+        only_labels = _feed_forward_only_at(torch.nn.functional.pad(mask, (0, 1)), self.base_model.h[-1].mlp)
+    with only_labels:
         hidden = self.base_model(*args, **kwargs).last_hidden_state[:, :-1]  # (batch, seq - 1, width)
     rows, weight = hidden[mask], self.get_output_embeddings().weight  # (labelled tokens, width), (vocab, width)
     if not fused_lm_head:

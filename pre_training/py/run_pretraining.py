@@ -16,7 +16,6 @@ from transformers import Trainer, TrainingArguments, set_seed
 from med_model import paths
 from med_model.command import parse, run
 from med_model.data.blocks import BLOCK_TOKENS, PackedBlocks
-from med_model.data.prompt import BASE_STOPS
 from med_model.data.records import document_of
 from med_model.data.split import read_split
 from med_model.errors import UserError
@@ -141,7 +140,6 @@ def main() -> None:
         tokenizer,
         stage,
         title="Med_model: base model after pre-training",
-        stops=BASE_STOPS,
         heldout=Heldout(texts=heldout),
         chat=False,
         health=health,

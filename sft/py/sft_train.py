@@ -203,7 +203,6 @@ def main() -> None:
         tokenizer,
         stage,
         title="Med_model: model after SFT",
-        stops=CHAT_STOPS,
         heldout=Heldout(texts=read_all([paths.HELDOUT_TEXT], document_of), questions=questions),
         chat=True,
         health=health,

@@ -30,7 +30,7 @@ def published(tmp_path_factory, tokenizer, random_gpt2):
     The weights are so large that the next token depends on all earlier tokens. So another prompt changes the answer.
     """
     directory = tmp_path_factory.mktemp("chat") / "model"
-    options = {"title": "Tiny", "stops": [IM_END, END_OF_TEXT], "metrics": {}, "log_history": []}
+    options = {"title": "Tiny", "chat": True, "metrics": {}, "log_history": []}
     publish(random_gpt2(POSITIONS), tokenizer, directory, **options)
     return directory
 

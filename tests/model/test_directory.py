@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 from med_model import paths
-from med_model.data.prompt import BASE_STOPS, CHAT_STOPS, END_OF_TEXT, IM_END
+from med_model.data.prompt import END_OF_TEXT, IM_END
 from med_model.errors import UserError
 from med_model.model.directory import check_replaceable, load_model, load_tokenizer, publish, sampling_defaults
 
@@ -31,7 +31,7 @@ def publish_to(model, tokenizer):
         metrics = {"heldout_loss": 4.5} if metrics is None else metrics
         options = {
             "title": "A small model",
-            "stops": [IM_END, END_OF_TEXT],
+            "chat": True,
             "metrics": metrics,
             "log_history": LOG_HISTORY,
         }
@@ -70,7 +70,7 @@ def test_generation_config_of_a_published_model_has_its_stops_and_sampling_setti
 
 
 def test_only_a_base_model_gets_a_repetition_penalty(tokenizer):
-    chat, base = sampling_defaults(tokenizer, CHAT_STOPS), sampling_defaults(tokenizer, BASE_STOPS)
+    chat, base = sampling_defaults(tokenizer, chat=True), sampling_defaults(tokenizer, chat=False)
     assert chat.repetition_penalty == 1 < base.repetition_penalty
     assert chat.temperature < base.temperature
 

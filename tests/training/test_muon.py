@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from med_model.training.muon import MuonWithAdamW, orthogonalized
+from med_model.training.muon import NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS, MuonWithAdamW, orthogonalized
 
 SETTINGS = {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
 LEARNING_RATES = (1e-3, 3e-3, 2e-3, 1e-3, 5e-4)  # one per step
@@ -46,6 +46,18 @@ def test_orthogonalized_brings_singular_values_near_one_and_keeps_the_directions
     assert singular_values.min() > 0.65
     assert singular_values.max() < 1.25
     torch.testing.assert_close(in_their_directions, torch.diag_embed(singular_values), atol=1e-3, rtol=0)
+
+
+def test_orthogonalized_equals_newton_schulz_iterations_on_the_matrices_themselves():
+    torch.manual_seed(0)
+    matrices = torch.randn(3, 16, 48) * torch.logspace(0, -2, 16)[:, None]
+    x = matrices.double()
+    x = x / (x @ x.mT).norm(dim=(1, 2), keepdim=True).sqrt()
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    torch.testing.assert_close(orthogonalized(matrices), x.float(), atol=1e-3, rtol=0)
 
 
 def test_muon_with_adamw_updates_all_but_the_matrices_of_the_layers_as_torchs_adamw_does(model):

@@ -9,7 +9,6 @@ import torch
 from small_runs import STAGES, WORKLOAD, train_stage
 
 from med_model import paths
-from med_model.data.prompt import BASE_STOPS
 from med_model.errors import UserError
 from med_model.measures.heldout import Heldout
 from med_model.training import stage as stage_module
@@ -166,7 +165,6 @@ def trained(new_trainer, tokenizer, tmp_path):
     heldout = Heldout(texts=["高血压患者要少盐少油。", "湿疹患者按时复查。"])
     arguments = {
         "title": "Title",
-        "stops": BASE_STOPS,
         "heldout": heldout,
         "chat": False,
         "health": health,

@@ -72,6 +72,29 @@ def test_use_chunked_head_keeps_the_stock_loss_and_gradients(model, batch, num_i
     assert_same_gradients(model, stock)
 
 
+def test_use_chunked_head_keeps_the_loss_and_gradients_with_gradient_checkpointing(model, batch):
+    stock = copy.deepcopy(model)
+    use_chunked_head(model)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for each in (model, stock):
+        for module in each.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0
+        each.train()  # layers are computed again only in training
+        each(**batch).loss.backward()
+    assert_same_gradients(model, stock)
+
+
+def test_the_last_feed_forward_network_computes_only_tokens_before_a_label(model, batch):
+    use_chunked_head(model)
+    computed = []
+    for layer in model.transformer.h:
+        layer.mlp.c_fc.register_forward_hook(lambda _, inputs, output: computed.append(inputs[0][..., 0].numel()))
+    model(**batch)
+    labelled = (batch["labels"][:, 1:] != IGNORE).sum().item()
+    assert computed == [batch["labels"].numel(), labelled]
+
+
 def test_use_chunked_head_gives_a_loss_of_zero_and_no_nan_without_any_label(model, batch):
     use_chunked_head(model)
     loss = model(**batch | {"labels": torch.full_like(batch["labels"], IGNORE)}).loss
