@@ -24,10 +24,7 @@ CLOSEST = 24
 # answer's length, is drawn from this range.
 KEPT = (0.35, 0.65)
 
-# Every n-th question that SFT and DPO train on has one pair more: its bad answer refuses the question.
-REFUSED = 2
-
-Vague = dict[str, list[str]]  # the content of vague.yaml, for example {"training": sentences without content}
+Vague = dict[str, list[str]]  # {"training" or "held_out": sentences without content}
 
 
 def unasked_index(topic: dict) -> int | None:
@@ -101,23 +98,12 @@ def composed_rejection(flaw: str, answer: str, vague: list[str], longer: bool, r
     return answer[:end]
 
 
-def pair_row(question: str, chosen: str, rejected: str, flaw: str, topic: str) -> dict:
-    return {
-        "question": question,
-        "response_chosen": chosen,
-        "response_rejected": rejected,
-        "flaw": flaw,
-        "topic": topic,
-    }
-
-
 def pairs_of(topic: dict, others: OtherAnswers, vague: Vague, rng: random.Random) -> list[list[dict]]:
     """Return the preference pairs of a topic, one list per question.
 
     The group of a question (asked, read or unread) says which stages train on it; see the top of this file. If a bad
     answer is the answer to another question, this question is in the same group. So the same stages have trained on
     both answers, and neither is more likely just because the model has seen it.
-    The flaw `needless_refusal` is in training pairs only: its texts are few, and SFT knows their form.
     Held-out pairs (groups `read` and `unread`) also have their own vague sentences. So SFT and DPO train on none of
     the answers and vague sentences in held-out pairs.
     The wordings are drawn at random, so a wording does not show which flaw the bad answer has.
@@ -142,13 +128,16 @@ def pairs_of(topic: dict, others: OtherAnswers, vague: Vague, rng: random.Random
             text = composed_rejection(flaw, answer, sentences_without_content, next(longer[flaw]), rng)
             rejections.append((flaw, text))
         asked = question["wordings"] if group == "unread" else wordings_of(question)
-        if group == "asked" and "article" in topic and index % REFUSED == 0 and len(asked) > count:
-            refusal = rng.choice(vague["refusal"]).format(topic=topic["topic"])
-            rejections.append(("needless_refusal", refusal))
-        wordings = rng.sample(asked, len(rejections))
+        wordings = rng.sample(asked, count)
         result.append(
             [
-                pair_row(wording, answer, text, flaw, topic["topic"])
+                {
+                    "question": wording,
+                    "response_chosen": answer,
+                    "response_rejected": text,
+                    "flaw": flaw,
+                    "topic": topic["topic"],
+                }
                 for wording, (flaw, text) in zip(wordings, rejections, strict=True)
             ]
         )

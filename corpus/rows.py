@@ -5,11 +5,10 @@ import random
 from pathlib import Path
 from typing import NamedTuple
 
-from pairs import OtherAnswers, Vague, pair_row, pairs_of, unasked_index
+from pairs import OtherAnswers, Vague, pairs_of, unasked_index
 from turns import Questions, TopicTurns, marks_of
 
 from med_model import paths
-from med_model.measures.lexical import LexicalSearch
 
 # sft/dataset/exam.jsonl has at most this many held-out rows of each kind: formal wordings, wordings in other registers
 # (a register is a kind of wording), conversations, and questions out of scope.
@@ -132,20 +131,10 @@ def add_turns(files: Files, departments: list[dict], phrases: dict) -> None:
 
 
 def add_out_of_scope(files: Files, kinds: list[dict]) -> None:
-    """Add the questions that the model must not answer. Call this when `files` has the rows of all topics.
-
-    In the preference pair of such a question, the bad answer is what a lexical search would answer.
-    """
-    taught = itertools.chain(*(rows for path, rows in files.items() if path.parent == paths.SFT_DATA))
-    search = LexicalSearch((row["instruction"], row["output"]) for row in taught if "instruction" in row)
     for kind in kinds:
         for question in kind["questions"]:
             rows = [out_of_scope_row(kind, question, wording) for wording in question["wordings"]]
             files[paths.SFT_DATA / f"{OUT_OF_SCOPE}.jsonl"] += rows
-            files[paths.DPO_DATA / f"{OUT_OF_SCOPE}.jsonl"] += [
-                pair_row(wording, question["answer"], search.answer(wording), "false_answer", kind["kind"])
-                for wording in question["wordings"]
-            ]
             rows = [out_of_scope_row(kind, question, wording) for wording in question.get("heldout", [])]
             files[paths.HELDOUT_OUT_OF_SCOPE] += rows
 
@@ -176,8 +165,7 @@ def rows_by_file(departments: list[dict], written: Written) -> Files:
     files: Files = {paths.HELDOUT_TEXT: [], paths.CHOICES: [], paths.UNREAD_PAIRS: [], paths.HELDOUT_OUT_OF_SCOPE: []}
     parts = (paths.PRETRAINING_DATA, paths.SFT_DATA, paths.HELDOUT_QUESTIONS, paths.HELDOUT_REGISTERS)
     others = OtherAnswers([topic for department in departments for topic in department["topics"]])
-    for folder in (paths.SFT_DATA, paths.DPO_DATA):
-        files[folder / f"{OUT_OF_SCOPE}.jsonl"] = []
+    files[paths.SFT_DATA / f"{OUT_OF_SCOPE}.jsonl"] = []
     for department in departments:
         name = department["department"]
         for folder in (*parts, paths.HELDOUT_TURNS, paths.DPO_DATA):

@@ -1,14 +1,24 @@
 """Make conversations from the questions of a topic. A turn is a question of the user and the answer to it.
 
 Most conversations have two or three turns. The later questions are usually follow-ups: short questions, written by
-hand, that do not name the topic. turns.yaml has other things that people say after an answer, for example thanks. The
-seed of the random numbers comes from the topic's name, so every build makes the same conversations.
+hand, that do not name the topic. A few are whole questions. turns.yaml has other things that people say after an
+answer, for example thanks. The seed of the random numbers comes from the topic's name, so every build makes the same
+conversations.
 """
 
 import itertools
 import random
 
-PER_TOPIC = {"correction": 1, "again": 1, "simpler": 2, "thanks": 1, "new topic": 1, "three turns": 2, "system": 1}
+PER_TOPIC = {
+    "correction": 1,
+    "again": 1,
+    "simpler": 2,
+    "thanks": 1,
+    "new question": 2,
+    "new topic": 1,
+    "three turns": 2,
+    "system": 1,
+}
 THANKS_ITEM = "致谢"
 
 Questions = dict[str, dict]  # {item: question}; an item is, for example, 高血压/1
@@ -61,6 +71,7 @@ class TopicTurns:
         return {"messages": list(itertools.chain(*turns)), "item": item, "topic": topic or self.topic, **marks}
 
     def _followup(self, item: str, text: str) -> dict:
+        """Return two turns: another question of the topic, then `text`, which asks for the answer of `item`."""
         question = self.questions[item]
         return self._row(item, marks_of(question), self._first(item), turn(text, question["answer"]))
 
@@ -104,6 +115,8 @@ class TopicTurns:
         ]
         for kind in ("correction", "again", "simpler", "thanks"):
             rows += self._between(kind, "training")
+        for item, question in self._some(PER_TOPIC["new question"]):
+            rows.append(self._followup(item, self.rng.choice(wordings_of(question))))
         for topic, item, question in self.rng.sample(others, PER_TOPIC["new topic"]):
             last = turn(self.rng.choice(wordings_of(question)), question["answer"])
             rows.append(self._row(item, marks_of(question), self._first(), last, topic=topic))

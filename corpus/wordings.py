@@ -12,12 +12,12 @@ from turns import wordings_of
 from med_model.language import tr
 
 REGISTERS = ("plain", "colloquial", "keywords", "story", "typo", "elderly", "relative")  # kinds of wording
-WORDINGS = 14  # smallest number of training wordings per question that SFT and DPO train on
+WORDINGS = 22  # smallest number of training wordings per question that SFT and DPO train on
 # Smallest number of training wordings per question and register. A topic about the assistant needs only one, because
 # its questions are not about patients.
 PER_REGISTER = 2
 STORY_LENGTH = (30, 120)  # (smallest, largest) number of characters
-FOLLOWUPS = 3
+FOLLOWUPS = 4  # smallest number of follow-ups per question; at most a third of them may begin with 那
 FOLLOWUP_LENGTH = (2, 30)  # (smallest, largest) number of characters
 # A held-out wording must be at least `MIN_EDITS` edits (Levenshtein distance) away from each training wording of its
 # topic. Of the pairs of neighbouring characters in the two wordings, a share below `MOST_COMMON` may be in both.
@@ -74,9 +74,13 @@ def check_counts(topic: dict, question: dict, asked: bool, origin: str) -> list[
     if topic["kind"] != "assistant":
         faults += check_lengths(question.get("followups", []), FOLLOWUP_LENGTH, "follow-up", origin)
         followups = question.get("followups", [])
-        if len(followups) != FOLLOWUPS or sum(text.startswith("那") for text in followups) > 1:
+        if len(followups) < FOLLOWUPS or sum(text.startswith("那") for text in followups) > len(followups) / 3:
             faults.append(
-                tr("{origin}: write {count} follow-ups, at most one with 那", origin=origin, count=FOLLOWUPS)
+                tr(
+                    "{origin}: write {count} follow-ups or more, at most a third with 那",
+                    origin=origin,
+                    count=FOLLOWUPS,
+                )
             )
     return faults
 

@@ -79,8 +79,8 @@ def _forward_with_chunked_head(
     kwargs["use_cache"] = False
     targets = labels[:, 1:]
     mask = targets != IGNORE  # (batch, seq - 1)
-    # Gradient checkpointing computes a layer again in the backward pass, when the context below has ended.
-    if self.is_gradient_checkpointing:
+    # Activation checkpointing computes a layer again in the backward pass, when the context below has ended.
+    if self.is_activation_checkpointing:
         only_labels = contextlib.nullcontext()
     else:
         only_labels = _feed_forward_only_at(torch.nn.functional.pad(mask, (0, 1)), self.base_model.h[-1].mlp)

@@ -21,7 +21,7 @@ from med_model.data.prompt import IGNORE, Example, encode_text
 from med_model.errors import UserError
 from med_model.language import tr
 
-WHOLE_ANSWERS = 5  # times per pass that an answer is read to its end; rarer answers are always whole
+WHOLE_ANSWERS = 10  # times per pass that an answer is read to its end; rarer answers are always whole
 ALPHABET = 1500  # the most frequent characters of the questions may replace another character
 SORTED_BATCHES = 50  # batches whose rows are sorted by length, so that a batch needs little padding
 

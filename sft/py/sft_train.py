@@ -58,7 +58,7 @@ class SFTArguments(SFTConfig):
     """TRL's SFT arguments with the defaults of this stage, and the options --muon and --dropout."""
 
     output_dir: str | None = str(paths.SFT_CHECKPOINTS)
-    num_train_epochs: float = 6.0
+    num_train_epochs: float = 3.0
     per_device_train_batch_size: int = 32  # rows
     per_device_eval_batch_size: int = 32
     learning_rate: float = 3e-3

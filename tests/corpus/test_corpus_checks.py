@@ -149,7 +149,7 @@ FAULTS = {
     ),
     "two wordings of each register": (
         question_field("wordings", lambda q, t: {register: ws[:1] for register, ws in q["wordings"].items()}),
-        "7 wordings, write 14 or more",
+        "7 wordings, write 22 or more",
     ),
     "a story that is too short": (
         question_field("wordings", lambda q, t: with_wording(q, "story", "我爸血压高，咋办？")),
@@ -171,13 +171,13 @@ FAULTS = {
         heldout_near_a_wording_of_another_question,
         "held-out wording .* is too near to",
     ),
-    "two follow-ups": (
-        question_field("followups", lambda q, t: q["followups"][:2]),
-        "write 3 follow-ups",
+    "three follow-ups": (
+        question_field("followups", lambda q, t: q["followups"][:3]),
+        "write 4 follow-ups",
     ),
     "follow-ups that begin alike": (
         question_field("followups", lambda q, t: [f"那{text}" for text in q["followups"]]),
-        "at most one with 那",
+        "at most a third with 那",
     ),
     "a follow-up of two questions": (same_followup_in_two_questions, "share the follow-up"),
     "a bare verdict": (

@@ -1,7 +1,7 @@
 """Check the bundled data sets that corpus/build.py writes."""
 
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path
 
 import build
@@ -175,7 +175,7 @@ def test_topic_of_every_article_has_questions_and_pairs():
     articles = {row["topic"] for row in rows_of(paths.PRETRAINING_DATA)}
     outside = {row["topic"] for row in rows_of(paths.HELDOUT_OUT_OF_SCOPE)}
     assert {row["topic"] for row in rows_of(paths.SFT_DATA)} - outside == articles
-    assert {row["topic"] for row in rows_of(paths.DPO_DATA)} - outside == articles
+    assert {row["topic"] for row in rows_of(paths.DPO_DATA)} == articles
 
 
 def test_heldout_wording_is_in_no_training_file():
@@ -358,11 +358,8 @@ def test_pairs_do_not_reveal_the_chosen_answer_by_length():
     pairs = [row for row in [*rows_of(paths.DPO_DATA), *rows_of(paths.HELDOUT_PAIRS)] if row["flaw"] != "no_ending"]
     shorter = sum(len(row["response_chosen"]) < len(row["response_rejected"]) for row in pairs) / len(pairs)
     assert 0.45 <= shorter <= 0.55
-    chosen_is_shorter = defaultdict(list)
-    for row in pairs:  # a refusal is short: in about half of the pairs with one it is the good answer
-        flaw = "refusal" if row["flaw"] in ("false_answer", "needless_refusal") else row["flaw"]
-        chosen_is_shorter[flaw].append(len(row["response_chosen"]) < len(row["response_rejected"]))
-    for flaw, selected in chosen_is_shorter.items():
+    for flaw in {row["flaw"] for row in pairs}:
+        selected = [len(p["response_chosen"]) < len(p["response_rejected"]) for p in pairs if p["flaw"] == flaw]
         assert 0.3 <= sum(selected) / len(selected) <= 0.7, flaw
     composed = [row for row in pairs if row["flaw"] in ("repetition", "vague", "other_topic")]
     differences = [abs(len(row["response_chosen"]) - len(row["response_rejected"])) for row in composed]

@@ -42,17 +42,15 @@ def test_composed_rejection_without_an_end_stops_inside_a_clause(seed):
 def written() -> Written:
     """Return the texts that `rows_by_file` needs beside a department.
 
-    They are 40 vague sentences, one needless refusal, the bundled phrases for conversations, and one question out of
-    scope.
+    They are 40 vague sentences, the bundled phrases for conversations, and one question out of scope.
     """
     vague = {
         side: [f"{number}个人有{number}种说法，{side}。" for number in range(20)] for side in ("training", "held_out")
     }
-    vague["refusal"] = ["我没学过{topic}。"]
     outside = [
         {
             "kind": "算术",
-            "questions": [{"wordings": ["一加一等于几"], "answer": "我不会算术。", "heldout": ["二加二"]}],
+            "questions": [{"wordings": ["一加一等于几", "三加三"], "answer": "我不会算术。", "heldout": ["二加二"]}],
         }
     ]
     return Written(vague, yaml.safe_load(paths.TURN_PHRASES.read_text(encoding="utf-8")), outside)
@@ -90,7 +88,7 @@ def test_rows_have_item_and_register_and_conversations_end_with_the_item(good, w
             simple = {q.get("simple") for topic in good["topics"] for q in topic["questions"]}
             assert row["messages"][-1]["content"] in simple | {answers[row["item"]]}
     kinds = Counter(sum(turn["role"] == "user" for turn in row["messages"]) for row in rows if "messages" in row)
-    assert kinds[2] > 3 * len(answers) and kinds[3] == 4, "three follow-ups per question, two long ones per topic"
+    assert kinds[2] > 4 * len(answers) and kinds[3] == 4, "four follow-ups per question, two long ones per topic"
 
 
 def test_every_followup_is_asked_once_after_another_question_of_the_topic(good, written):
@@ -102,21 +100,9 @@ def test_every_followup_is_asked_once_after_another_question_of_the_topic(good, 
             assert wordings_of(question)
 
 
-def test_a_refusal_is_the_good_answer_out_of_scope_and_a_bad_one_elsewhere(good, written):
-    files = rows_by_file([good], written)
-    taught = {row["output"] for row in files[paths.SFT_DATA / "cardiology.jsonl"] if "output" in row}
-    (pair,) = files[paths.DPO_DATA / "out_of_scope.jsonl"]
-    assert (pair["question"], pair["response_chosen"]) == ("一加一等于几", "我不会算术。")
-    assert pair["flaw"] == "false_answer" and pair["response_rejected"] in taught
-    needless = [pair for pair in files[paths.DPO_DATA / "cardiology.jsonl"] if pair["flaw"] == "needless_refusal"]
-    assert needless
-    for pair in needless:
-        assert pair["response_chosen"] in taught
-        assert pair["response_rejected"] == f"我没学过{pair['topic']}。"
-
-
 def test_out_of_scope_rows_are_marked(good, written):
     files = rows_by_file([good], written)
-    (row,) = files[paths.SFT_DATA / "out_of_scope.jsonl"]
+    row, other = files[paths.SFT_DATA / "out_of_scope.jsonl"]
+    assert (row["instruction"], other["instruction"]) == ("一加一等于几", "三加三")
     assert (row["scope"], row["item"]) == ("out", "算术/我不会算术。") and "help_line" not in row
     assert [row["instruction"] for row in files[paths.HELDOUT_OUT_OF_SCOPE]] == ["二加二"]

@@ -72,10 +72,10 @@ def test_use_chunked_head_keeps_the_stock_loss_and_gradients(model, batch, num_i
     assert_same_gradients(model, stock)
 
 
-def test_use_chunked_head_keeps_the_loss_and_gradients_with_gradient_checkpointing(model, batch):
+def test_use_chunked_head_keeps_the_loss_and_gradients_with_activation_checkpointing(model, batch):
     stock = copy.deepcopy(model)
     use_chunked_head(model)
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.activation_checkpointing_enable({"use_reentrant": False})
     for each in (model, stock):
         for module in each.modules():
             if isinstance(module, torch.nn.Dropout):

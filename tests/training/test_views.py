@@ -8,8 +8,10 @@ from conftest import ADVICE, DISEASES
 
 from med_model.data.prompt import IGNORE, training_example
 from med_model.errors import UserError
-from med_model.training.views import WHOLE_ANSWERS, RowViews, SimilarLengths, ViewArguments
+from med_model.training import views as views_module
+from med_model.training.views import RowViews, SimilarLengths, ViewArguments
 
+WHOLE = 3  # fewer than there are rows in a test
 LONG = "先坐下休息，把领口松开，别走动。" + "".join(ADVICE)
 WORDINGS = [f"{disease}{ending}" for disease in DISEASES for ending in ("怎么办？", "要注意什么？", "能治好吗？")]
 
@@ -17,6 +19,11 @@ WORDINGS = [f"{disease}{ending}" for disease in DISEASES for ending in ("怎么�
 def row(question: str, answer: str = LONG, *more: str) -> list[dict]:
     texts = [question, answer, *more]
     return [{"role": "user" if i % 2 == 0 else "assistant", "content": text} for i, text in enumerate(texts)]
+
+
+@pytest.fixture(autouse=True)
+def fewer_whole_answers_than_rows(monkeypatch):
+    monkeypatch.setattr(views_module, "WHOLE_ANSWERS", WHOLE)
 
 
 @pytest.fixture
@@ -54,16 +61,16 @@ def test_in_each_pass_an_answer_is_whole_a_fixed_number_of_times_and_all_rows_ta
     passes = len(rows)
     for number in range(passes):
         whole = [i for i in range(len(rows)) if is_whole(tokenizer, views.view(i, number))]
-        assert len(whole) == WHOLE_ANSWERS
+        assert len(whole) == WHOLE
         times.update(whole)
-    assert set(times.values()) == {WHOLE_ANSWERS}, "after as many passes as rows, each was whole equally often"
+    assert set(times.values()) == {WHOLE}, "after as many passes as rows, each was whole equally often"
 
 
 def test_the_rows_that_are_cut_have_the_first_tokens_of_the_answer_and_end_there(make_views, tokenizer):
     rows = [row(question) for question in WORDINGS]
     full, views = make_views(rows), make_views(rows, answer_tokens=8)
     cut = [i for i in range(len(rows)) if not is_whole(tokenizer, views.view(i, 0))]
-    assert len(cut) == len(rows) - WHOLE_ANSWERS
+    assert len(cut) == len(rows) - WHOLE
     for i in cut:
         view, whole = views.view(i, 0), full.view(i, 0)
         assert labels_of(view) == labels_of(whole)[:8]
@@ -85,9 +92,9 @@ def test_in_a_conversation_an_earlier_answer_stays_as_text_and_only_its_labels_a
         view = views.view(i, 0)
         assert LONG in tokenizer.decode(view["input_ids"])
         counted[len(labels_of(view))] += 1
-    assert counted[16] >= len(rows) - 2 * WHOLE_ANSWERS, "8 tokens of each answer"
+    assert counted[16] >= len(rows) - 2 * WHOLE, "8 tokens of each answer"
     ends = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert sum(labels_of(views.view(i, 0)).count(ends) for i in range(len(rows))) == 2 * WHOLE_ANSWERS
+    assert sum(labels_of(views.view(i, 0)).count(ends) for i in range(len(rows))) == 2 * WHOLE
 
 
 def test_questions_change_from_pass_to_pass_and_answers_do_not(make_views, tokenizer):
