@@ -19,7 +19,6 @@ from pathlib import Path
 
 from med_model import paths
 from med_model.command import parse, run
-from med_model.data.prompt import BASE_STOPS, CHAT_STOPS
 from med_model.data.records import Message, conversation_of
 from med_model.data.sources import find_files
 from med_model.data.split import read_all
@@ -130,7 +129,7 @@ def answer_and_measure(
         start, chat = time.time(), key != "base"
         model, tokenizer = load_model(directory)
         model.to(pick_device())
-        settings = greedy(tokenizer, CHAT_STOPS if chat else BASE_STOPS, args.max_new_tokens)
+        settings = greedy(tokenizer, chat, args.max_new_tokens)
         questions = [Question(turns) for turns in prompts]
         answers[key], _ = answer_questions(model, tokenizer, questions, settings, chat)
         results[key] = evaluate(model, tokenizer, heldout, chat, args.max_new_tokens, training)

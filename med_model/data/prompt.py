@@ -15,7 +15,6 @@ from med_model.errors import UserError
 from med_model.language import tr
 
 PAD, END_OF_TEXT, IM_START, IM_END = "<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-CHAT_STOPS, BASE_STOPS = (IM_END, END_OF_TEXT), (END_OF_TEXT,)
 IGNORE = -100  # the label of a position without loss, as in torch.nn.functional.cross_entropy
 
 # The {% generation %} block marks the answer, so that other libraries can compute the loss on answers only.
@@ -33,6 +32,11 @@ CHAT_TEMPLATE = (
 SENTENCE_END = re.compile(r"[。！？；\n]")
 MIN_ANSWER_TOKENS = 16  # tokens that must be left for an answer if it is cut: fewer tokens teach too little
 PROMPT_SHARE = 0.5  # largest share of max_length for the prompt of a preference pair; either answer may use the rest
+
+
+def stop_ids(tokenizer: PreTrainedTokenizerBase, chat: bool) -> list[int]:
+    """Return the ids of the tokens that end an answer. chat: False for a base model, which ends a text."""
+    return tokenizer.convert_tokens_to_ids([IM_END, END_OF_TEXT] if chat else [END_OF_TEXT])
 
 
 class Example(NamedTuple):

@@ -3,13 +3,14 @@
 The one exception is benchmarks/reference.py, which measures `model.generate`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from med_model.data.prompt import stop_ids
 from med_model.errors import UserError
 from med_model.generation.decoder import Decoder, require_gpt2
 from med_model.language import tr
@@ -21,7 +22,7 @@ REPLACEMENT = "\ufffd"  # decoded from invalid UTF-8, which a model can generate
 BATCH_SIZE = 64
 
 
-def _stop_ids(settings: GenerationConfig) -> set[int]:
+def _stops_in(settings: GenerationConfig) -> set[int]:
     return set(torch.tensor(settings.eos_token_id).reshape(-1).tolist())
 
 
@@ -99,7 +100,7 @@ def generate_ids(
     room = min(settings.max_new_tokens, model.config.n_positions - width)
     if room < 1:
         return
-    stops = _stop_ids(settings)
+    stops = _stops_in(settings)
     # Pad each row with the last token of its prompt. The repetition penalty applies to this token anyway, so the
     # padding does not change the result.
     previous_ids = torch.tensor([prompt + prompt[-1:] * (width + room - len(prompt)) for prompt in prompts])
@@ -164,7 +165,7 @@ def generate_answers(
     is needed. generator: the source of random numbers for sampled answers.
     Raise UserError if the model is not a GPT-2.
     """
-    stops = _stop_ids(settings)
+    stops = _stops_in(settings)
     answers: list[tuple[str, bool]] = [("", False)] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     for start in range(0, len(order), batch_size):
@@ -177,13 +178,13 @@ def generate_answers(
     return answers
 
 
-def greedy(tokenizer: PreTrainedTokenizerBase, stops: Sequence[str], max_new_tokens: int) -> GenerationConfig:
+def greedy(tokenizer: PreTrainedTokenizerBase, chat: bool, max_new_tokens: int) -> GenerationConfig:
     """Return generation settings that always choose the most likely token, without a repetition penalty.
 
-    stops: the texts of the stop tokens. max_new_tokens: the longest answer, in tokens.
+    chat: False for a base model. max_new_tokens: the longest answer, in tokens.
     """
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
-        eos_token_id=tokenizer.convert_tokens_to_ids(list(stops)),
+        eos_token_id=stop_ids(tokenizer, chat),
         pad_token_id=tokenizer.pad_token_id,
     )

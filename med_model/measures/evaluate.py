@@ -17,7 +17,7 @@ from typing import NamedTuple
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from med_model.command import parse, run
-from med_model.data.prompt import BASE_STOPS, CHAT_STOPS, IM_END
+from med_model.data.prompt import IM_END
 from med_model.data.records import Choice
 from med_model.files import check_json_target, write_json
 from med_model.generation.sampling import greedy
@@ -82,13 +82,12 @@ def evaluate(
     if heldout.texts:
         measures["bits_per_byte"] = measure(*zip(*text_bits(model, tokenizer, heldout.texts), strict=True))
     if heldout.questions:
-        stops = CHAT_STOPS if chat else BASE_STOPS
 
         def ask(settings: GenerationConfig, seed: int | None = None) -> tuple[list[AnsweredQuestion], float]:
             taught = training.taught if training else None
             return answer_questions(model, tokenizer, heldout.questions, settings, chat, taught, seed)
 
-        answered, seconds = ask(greedy(tokenizer, stops, max_new_tokens))
+        answered, seconds = ask(greedy(tokenizer, chat, max_new_tokens))
         measures |= answer_measures(answered)
         if training and chat:
             settings = sampling_defaults(tokenizer, chat)

@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from med_model import paths
-from med_model.data.prompt import BASE_STOPS, CHAT_STOPS, END_OF_TEXT, IM_END, IM_START, PAD
+from med_model.data.prompt import END_OF_TEXT, IM_END, IM_START, PAD, stop_ids
 from med_model.errors import UserError
 from med_model.files import write_beside, write_json
 from med_model.language import tr
@@ -113,7 +113,7 @@ def sampling_defaults(tokenizer: PreTrainedTokenizerBase, chat: bool) -> Generat
         repetition_penalty=1.0 if chat else 1.2,
         max_new_tokens=200,
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.convert_tokens_to_ids(list(CHAT_STOPS if chat else BASE_STOPS)),
+        eos_token_id=stop_ids(tokenizer, chat),
         pad_token_id=tokenizer.pad_token_id,
     )
 

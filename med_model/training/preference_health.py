@@ -5,7 +5,6 @@ import statistics
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainerState
 from trl import DPOConfig
 
-from med_model.data.prompt import CHAT_STOPS
 from med_model.generation.sampling import BATCH_SIZE, generate_ids, greedy
 from med_model.language import tr
 from med_model.measures.likelihood import score
@@ -99,7 +98,7 @@ class AnswerDrift(TrainerCallback):
     ):
         assert max(map(len, prompts)) < reference.config.n_positions, "a prompt must leave room for an answer"
         self.health, self.prompts, self.reference = health, prompts, reference.eval()
-        self.settings = greedy(tokenizer, CHAT_STOPS, ANSWER_TOKENS)
+        self.settings = greedy(tokenizer, chat=True, max_new_tokens=ANSWER_TOKENS)
         self.kl, self.length, self.start_length = 0.0, 0.0, 0.0
 
     def _answers(self, model: PreTrainedModel) -> list[tuple[list[int], list[int]]]:

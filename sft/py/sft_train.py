@@ -20,7 +20,7 @@ from trl import SFTConfig, SFTTrainer
 
 from med_model import paths
 from med_model.command import parse, run
-from med_model.data.prompt import CHAT_STOPS, IGNORE, Example, training_example
+from med_model.data.prompt import IGNORE, Example, stop_ids, training_example
 from med_model.data.records import Message, conversation_of, document_of, first_question
 from med_model.data.split import read_all, read_split
 from med_model.errors import UserError
@@ -142,7 +142,7 @@ def encode(
             )
         )
     check_truncation(health, shortened, len(kept))
-    check_stops(health, [example.labels for example in kept], tokenizer.convert_tokens_to_ids(list(CHAT_STOPS)))
+    check_stops(health, [example.labels for example in kept], stop_ids(tokenizer, chat=True))
     if left_out := len(examples) - len(kept):
         say(
             "  "

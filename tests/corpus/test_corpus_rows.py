@@ -50,7 +50,7 @@ def written() -> Written:
     outside = [
         {
             "kind": "算术",
-            "questions": [{"wordings": ["一加一等于几", "三加三"], "answer": "我不会算术。", "heldout": ["二加二"]}],
+            "questions": [{"wordings": ["一加一等于几"], "answer": "我不会算术。", "heldout": ["二加二"]}],
         }
     ]
     return Written(vague, yaml.safe_load(paths.TURN_PHRASES.read_text(encoding="utf-8")), outside)
@@ -102,7 +102,6 @@ def test_every_followup_is_asked_once_after_another_question_of_the_topic(good, 
 
 def test_out_of_scope_rows_are_marked(good, written):
     files = rows_by_file([good], written)
-    row, other = files[paths.SFT_DATA / "out_of_scope.jsonl"]
-    assert (row["instruction"], other["instruction"]) == ("一加一等于几", "三加三")
+    (row,) = files[paths.SFT_DATA / "out_of_scope.jsonl"]
     assert (row["scope"], row["item"]) == ("out", "算术/我不会算术。") and "help_line" not in row
     assert [row["instruction"] for row in files[paths.HELDOUT_OUT_OF_SCOPE]] == ["二加二"]

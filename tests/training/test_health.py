@@ -13,7 +13,7 @@ from conftest import ADVICE, DISEASES
 from small_runs import PAIRS, PLAIN, replay
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from med_model.data.prompt import CHAT_STOPS, encode_text, training_example
+from med_model.data.prompt import encode_text, stop_ids, training_example
 from med_model.errors import UserError
 from med_model.training.health import HealthLines, TrainingHealth, check_overlap, check_stops, check_truncation
 
@@ -95,7 +95,7 @@ def test_check_truncation_allows_a_twentieth_of_the_rows():
 
 
 def test_check_stops_counts_rows_without_a_stop_among_their_labels(tokenizer):
-    stops = tokenizer.convert_tokens_to_ids(list(CHAT_STOPS))
+    stops = stop_ids(tokenizer, chat=True)
     whole = [training_example(tokenizer, pair["prompt"] + pair["chosen"], ROW_TOKENS).labels for pair in PAIRS]
     cut = [row[:-1] for row in whole]
     health = HealthLines()
@@ -109,7 +109,7 @@ def test_check_stops_counts_rows_without_a_stop_among_their_labels(tokenizer):
 def test_check_stops_does_not_count_a_stop_in_the_prompt(tokenizer):
     health = HealthLines()
     row = training_example(tokenizer, PAIRS[0]["prompt"] + PAIRS[0]["chosen"], ROW_TOKENS)
-    stops = tokenizer.convert_tokens_to_ids(list(CHAT_STOPS))
+    stops = stop_ids(tokenizer, chat=True)
     assert set(row.input_ids[:-1]) & set(stops), "the question ends with the same token"
     check_stops(health, [row.labels[:-1]], stops)
     assert health.lines
