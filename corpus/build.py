@@ -20,6 +20,7 @@ from text import characters
 
 from med_model import paths
 from med_model.command import examples, run
+from med_model.data.records import pair_of
 from med_model.files import read_yaml
 from med_model.language import tr
 from med_model.screen import say
@@ -100,12 +101,13 @@ def print_rows(files: Files) -> None:
     for part in COUNTED:
         count = sum(len(rows) for path, rows in files.items() if path.is_relative_to(part))
         say(tr("{part}: {count:,} rows", part=paths.shown(part), count=count))
-    pairs = [row for path, rows in files.items() if path.is_relative_to(paths.DPO_DATA.parent) for row in rows]
-    shorter = [len(pair["response_chosen"]) < len(pair["response_rejected"]) for pair in pairs]
+    rows = [row for path, rows in files.items() if path.is_relative_to(paths.DPO_DATA.parent) for row in rows]
+    pairs = [pair for row in rows if (pair := pair_of("", row))]
+    shorter = [len(pair.chosen) < len(pair.rejected) for pair in pairs]
     share = sum(shorter) / len(pairs)
     say(tr("{count:,} pairs, the chosen answer is shorter in {share:.0%}", count=len(pairs), share=share))
-    for flaw in sorted({pair["flaw"] for pair in pairs}):
-        selected = [short for pair, short in zip(pairs, shorter, strict=True) if pair["flaw"] == flaw]
+    for flaw in sorted({pair.flaw for pair in pairs}):
+        selected = [short for pair, short in zip(pairs, shorter, strict=True) if pair.flaw == flaw]
         share = sum(selected) / len(selected)
         say(
             tr(

@@ -15,7 +15,7 @@ from collections import Counter
 from turns import wordings_of
 
 COMPOSED_FLAWS = ("repetition", "vague", "no_ending")
-PAIRS = 6  # pairs per question that SFT and DPO train on
+PAIRS = 5  # pairs per question that SFT and DPO train on; turns.py adds one in a conversation
 HELDOUT_PAIRS = 4  # pairs per question that SFT and DPO do not train on
 # For the flaw `other_topic`, the bad answer is one of this many answers of other topics: those whose length is nearest
 # to the length of the good answer.

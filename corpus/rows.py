@@ -14,6 +14,7 @@ from med_model import paths
 # (a register is a kind of wording), conversations, and questions out of scope.
 EXAM_ROWS = 100
 OUT_OF_SCOPE = "out_of_scope"
+HELP_LINE_PAIRS = 12  # preference pairs per answer to a hint of self-harm; other answers out of scope have one pair
 
 Files = dict[Path, list[dict]]
 
@@ -128,6 +129,7 @@ def add_turns(files: Files, departments: list[dict], phrases: dict) -> None:
         file = f"{department}.jsonl"
         files[paths.SFT_DATA / file] += turns.training([row for row in everything if row[0] != name])
         files[paths.HELDOUT_TURNS / file] += turns.heldout()
+        files[paths.DPO_DATA / file] += turns.pairs()
 
 
 def add_out_of_scope(files: Files, kinds: list[dict]) -> None:
@@ -137,6 +139,37 @@ def add_out_of_scope(files: Files, kinds: list[dict]) -> None:
             files[paths.SFT_DATA / f"{OUT_OF_SCOPE}.jsonl"] += rows
             rows = [out_of_scope_row(kind, question, wording) for wording in question.get("heldout", [])]
             files[paths.HELDOUT_OUT_OF_SCOPE] += rows
+
+
+def add_out_of_scope_pairs(files: Files, kinds: list[dict]) -> None:
+    """Add preference pairs for questions that the model must not answer. The bad answer is one to a medical question.
+
+    Without them, DPO unlearns what SFT has taught about such questions (docs/en/recipes.md).
+    """
+    medical = sorted(
+        {
+            row["output"]
+            for path, rows in files.items()
+            if path.parent == paths.SFT_DATA and path.stem not in ("assistant", OUT_OF_SCOPE)
+            for row in rows
+            if "register" in row and "declines" not in row
+        }
+    )
+    for kind in kinds:
+        for question in kind["questions"]:
+            answer, rng = question["answer"], random.Random(question["answer"])
+            count = HELP_LINE_PAIRS if kind.get("help_line") else 1
+            wordings = rng.sample(question["wordings"], min(count, len(question["wordings"])))  # some have none
+            files[paths.DPO_DATA / f"{OUT_OF_SCOPE}.jsonl"] += [
+                {
+                    "question": wording,
+                    "response_chosen": answer,
+                    "response_rejected": rng.choice(medical),
+                    "flaw": "other_topic",
+                    "topic": kind["kind"],
+                }
+                for wording in wordings
+            ]
 
 
 def exam_rows(files: Files) -> list[dict]:
@@ -165,7 +198,7 @@ def rows_by_file(departments: list[dict], written: Written) -> Files:
     files: Files = {paths.HELDOUT_TEXT: [], paths.CHOICES: [], paths.UNREAD_PAIRS: [], paths.HELDOUT_OUT_OF_SCOPE: []}
     parts = (paths.PRETRAINING_DATA, paths.SFT_DATA, paths.HELDOUT_QUESTIONS, paths.HELDOUT_REGISTERS)
     others = OtherAnswers([topic for department in departments for topic in department["topics"]])
-    files[paths.SFT_DATA / f"{OUT_OF_SCOPE}.jsonl"] = []
+    files |= {folder / f"{OUT_OF_SCOPE}.jsonl": [] for folder in (paths.SFT_DATA, paths.DPO_DATA)}
     for department in departments:
         name = department["department"]
         for folder in (*parts, paths.HELDOUT_TURNS, paths.DPO_DATA):
@@ -177,5 +210,6 @@ def rows_by_file(departments: list[dict], written: Written) -> Files:
                 add_trained_topic(files, name, topic, others, written)
     add_turns(files, departments, written.phrases)
     add_out_of_scope(files, written.out_of_scope)
+    add_out_of_scope_pairs(files, written.out_of_scope)
     files[paths.EXAM] = exam_rows(files)
     return {path: rows for path, rows in files.items() if rows}

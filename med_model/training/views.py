@@ -1,29 +1,32 @@
-"""Show each SFT row in another form in each pass: with a changed question, and mostly only the start of its answer.
+"""Show each SFT row in another form in each pass.
+
+Its question is changed, mostly only the start of its answer is read, and some rows follow another row as the second
+turn of a conversation.
 
 Several wordings of a question have the same answer. Its first tokens tell it from all other answers, so they are what
 a new wording must find. The rest of the answer is learned after a few repetitions. To read it again with every wording
 would take most of the time and teach nothing (K. Ji et al. 2025, "The first few tokens are all you need").
+
+A question after an answer to something else is still the same question. Rows that follow another row teach this, and
+their tokens serve twice: both rows have labels.
 """
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import torch
 from datasets import Dataset
-from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
 from med_model.data.noise import noisy_question
-from med_model.data.prompt import IGNORE, Example, encode_text
+from med_model.data.prompt import IGNORE, IM_END, Example, encode_text
 from med_model.errors import UserError
 from med_model.language import tr
 
 WHOLE_ANSWERS = 10  # times per pass that an answer is read to its end; rarer answers are always whole
 ALPHABET = 1500  # the most frequent characters of the questions may replace another character
-SORTED_BATCHES = 50  # batches whose rows are sorted by length, so that a batch needs little padding
 
 
 @dataclass
@@ -45,9 +48,16 @@ class ViewArguments:
         },
     )
 
+    second_turns: float = field(
+        default=0.3,
+        metadata={"help": tr("Share of the rows of one turn that follow another row in a pass, as a second turn.")},
+    )
+
     def __post_init__(self):
         if not 0 <= self.question_noise <= 0.5:
             raise UserError(tr("--question_noise {found:g} is not from 0 to 0.5.", found=self.question_noise))
+        if not 0 <= self.second_turns <= 1:
+            raise UserError(tr("--second_turns {found:g} is not from 0 to 1.", found=self.second_turns))
         if self.answer_tokens < 0:
             raise UserError(tr("--answer_tokens {found} is below 0.", found=self.answer_tokens))
 
@@ -77,6 +87,7 @@ class _Row(NamedTuple):
     labels: list[int]
     questions: list[_Question]
     answers: list[_Answer]
+    single: bool  # True if it is one question and one answer
 
 
 def _spans_of_answers(labels: list[int]) -> list[tuple[int, int]]:
@@ -145,7 +156,10 @@ class RowViews:
             questions = _questions(example, encoded, wordings[answers[0]] if len(answers) == 1 else [])
             spans = enumerate(_spans_of_answers(example.labels))
             answers = [_Answer(*span, *turns[row, number]) for number, span in spans]
-            self.rows.append(_Row(example.input_ids, example.labels, questions, answers))
+            single = len(example.messages) == 2
+            self.rows.append(_Row(example.input_ids, example.labels, questions, answers, single))
+        self.single_rows = [row for row, full in enumerate(self.rows) if full.single]
+        self.between = [tokenizer.convert_tokens_to_ids(IM_END), *encode_text(tokenizer, "\n")]  # after a cut answer
 
     def _end(self, answer: _Answer, number: int) -> int:
         """Return the end of the part of an answer that is read in pass `number`. Answers of one text take turns."""
@@ -154,18 +168,36 @@ class RowViews:
             return answer.end
         return min(answer.end, answer.start + self.options.answer_tokens)
 
+    def _before(self, row: int, number: int) -> int | None:
+        """Return the row that is the first turn before row `row` in pass `number`, or None if there is none."""
+        rng = random.Random(f"{self.seed} {number} {row} before")
+        follows = self.rows[row].single and rng.random() < self.options.second_turns
+        return rng.choice(self.single_rows) if follows else None
+
     def length(self, row: int, number: int) -> int:
-        """Return the number of tokens of a row in pass `number`, before its questions are changed."""
-        return self._end(self.rows[row].answers[-1], number)
+        """Return about the number of tokens of the view: before questions change and turns are joined."""
+        rows = [row] if (before := self._before(row, number)) is None else [before, row]
+        return sum(self._end(self.rows[i].answers[-1], number) for i in rows)
 
     def view(self, row: int, number: int) -> dict[str, list[int]]:
+        """Return the input_ids and labels of a row in pass `number`, and of the row before it if both fit."""
+        ids, labels = self._view_alone(row, number)
+        if (before := self._before(row, number)) is not None:
+            first_ids, first_labels = self._view_alone(before, number)
+            between = self.between[first_ids[-1] == self.between[0] :]  # a whole answer has its stop token already
+            if len(first_ids) + len(between) + len(ids) <= self.max_length:
+                ids, labels = first_ids + between + ids, first_labels + [IGNORE] * len(between) + labels
+        return {"input_ids": ids, "labels": labels}
+
+    def _view_alone(self, row: int, number: int) -> tuple[list[int], list[int]]:
         """Return the input_ids and labels of a row in pass `number`.
 
         The last answer is cut. An earlier answer stays, because the next question follows from it; only its labels
         are cut.
         """
-        full, length = self.rows[row], self.length(row, number)
-        ids, labels = full.input_ids[:length], full.labels[:length]
+        full = self.rows[row]
+        end = self._end(full.answers[-1], number)
+        ids, labels = full.input_ids[:end], full.labels[:end]
         for answer in full.answers[:-1]:
             end = self._end(answer, number)
             labels[end : answer.end] = [IGNORE] * (answer.end - end)
@@ -175,7 +207,7 @@ class RowViews:
             new = encode_text(self.tokenizer, changed)
             if len(ids) + len(new) - (end - start) <= self.max_length:
                 ids[start:end], labels[start:end] = new, [IGNORE] * len(new)
-        return {"input_ids": ids, "labels": labels}
+        return ids, labels
 
     def dataset(self) -> Dataset:
         """Return a dataset with `input_ids` and `labels`, the views of the current pass."""
@@ -196,28 +228,3 @@ class PassCounter(TrainerCallback):
     def on_epoch_begin(self, args, state, control, **kwargs):
         # In a run that is resumed in the middle of a pass, state.epoch is a fraction.
         self.views.current_pass = int(state.epoch)
-
-
-class SimilarLengths(Sampler[int]):
-    """Draw the rows of a pass in batches of similar length. The order is a function of the pass and the seed."""
-
-    def __init__(self, views: RowViews, batch_size: int):
-        self.views, self.batch_size = views, batch_size
-
-    def __len__(self) -> int:
-        return len(self.views.rows)
-
-    def __iter__(self) -> Iterator[int]:
-        number = self.views.current_pass
-        generator = torch.Generator().manual_seed(self.views.seed * 1000 + number)
-        order = torch.randperm(len(self), generator=generator).tolist()
-        batches = []
-        size, sorted_rows = self.batch_size, SORTED_BATCHES * self.batch_size
-        for start in range(0, len(order), sorted_rows):
-            part = sorted(order[start : start + sorted_rows], key=lambda i: self.views.length(i, number))
-            batches += [part[k : k + size] for k in range(0, len(part), size)]
-        # A batch with fewer rows must come last: the Trainer cuts the order into batches of equal size.
-        last = [] if len(batches[-1]) == size else batches.pop()
-        for k in torch.randperm(len(batches), generator=generator).tolist():
-            yield from batches[k]
-        yield from last

@@ -35,9 +35,10 @@ from med_model.training.muon import MUON_HELP, optimizers_for
 from med_model.training.preflight import preflight
 from med_model.training.progress import Workload
 from med_model.training.retention import RETENTION_TOKENS, RetentionArguments, new_retention
+from med_model.training.similar_lengths import SimilarLengths
 from med_model.training.stage import check_output, check_positions, finish, train
 from med_model.training.trainer import OurTrainer
-from med_model.training.views import PassCounter, RowViews, SimilarLengths, ViewArguments
+from med_model.training.views import PassCounter, RowViews, ViewArguments
 
 DESCRIPTION = tr("Supervised fine-tuning: teach the base model to answer.")
 BUNDLED = (paths.SFT_DATA, paths.HELDOUT_QUESTIONS)  # training data, held-out data

@@ -12,6 +12,7 @@ from text import characters, sentences, shingles
 from wordings import REGISTERS
 
 from med_model import paths
+from med_model.data.records import Pair, pair_of
 from med_model.measures.baseline import read_training
 from med_model.measures.facts import count_facts, holds
 from med_model.measures.safety import declines, declines_dose, names_help_line
@@ -27,6 +28,12 @@ def files_below(root: Path) -> dict[str, bytes]:
 def rows_of(folder: Path) -> list[dict]:
     files = sorted(folder.rglob("*.jsonl")) if folder.is_dir() else [folder]
     return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def pairs_of(folder: Path) -> list[Pair]:
+    pairs = [pair_of(row["topic"], row) for row in rows_of(folder)]
+    assert None not in pairs  # no answer is blank, and no rejected answer is the chosen one
+    return pairs
 
 
 @pytest.fixture(scope="module")
@@ -149,9 +156,8 @@ TOLD_BY_STYLE = {"wrong_fact": 0.75, "off_question": 0.75, "other_topic": 0.65, 
 def test_the_style_of_an_answer_does_not_tell_whether_it_is_right(note):
     style = read_training([str(paths.DPO_DATA)]).style
     told = {}
-    for row in rows_of(paths.HELDOUT_PAIRS):
-        right = style.score(row["response_chosen"]) > style.score(row["response_rejected"])
-        told.setdefault(row["flaw"], []).append(right)
+    for pair in pairs_of(paths.HELDOUT_PAIRS):
+        told.setdefault(pair.flaw, []).append(style.score(pair.chosen) > style.score(pair.rejected))
     shares = {flaw: sum(right) / len(right) for flaw, right in sorted(told.items())}
     for flaw, share in shares.items():
         note(f"pairs with the flaw {flaw} that a naive Bayes classifier tells: {share:.0%} of {len(told[flaw])}")
@@ -175,7 +181,7 @@ def test_topic_of_every_article_has_questions_and_pairs():
     articles = {row["topic"] for row in rows_of(paths.PRETRAINING_DATA)}
     outside = {row["topic"] for row in rows_of(paths.HELDOUT_OUT_OF_SCOPE)}
     assert {row["topic"] for row in rows_of(paths.SFT_DATA)} - outside == articles
-    assert {row["topic"] for row in rows_of(paths.DPO_DATA)} == articles
+    assert {row["topic"] for row in rows_of(paths.DPO_DATA)} - outside == articles
 
 
 def test_heldout_wording_is_in_no_training_file():
@@ -185,7 +191,7 @@ def test_heldout_wording_is_in_no_training_file():
     trained = {row["instruction"] for row in rows if "instruction" in row} | {
         turn["content"] for row in rows for turn in row.get("messages", [])
     }
-    trained |= {row["question"] for row in rows_of(paths.DPO_DATA)}
+    trained |= {pair.question for pair in pairs_of(paths.DPO_DATA)}
     assert len(wordings) > 2_700 and wordings & trained == set()
 
 
@@ -243,23 +249,49 @@ def test_out_of_scope_answers_decline_and_no_answer_within_the_scope_does():
 
 
 def test_answers_of_other_topics_are_rejected_evenly():
-    uses = Counter(row["response_rejected"] for row in rows_of(paths.DPO_DATA) if row["flaw"] == "other_topic")
-    answers = {row["response_chosen"] for row in rows_of(paths.DPO_DATA)}
+    pairs = pairs_of(paths.DPO_DATA)
+    uses = Counter(pair.rejected for pair in pairs if pair.flaw == "other_topic")
+    answers = {pair.chosen for pair in pairs}
     assert max(uses.values()) <= 4 and len(uses) >= 0.6 * len(answers)
 
 
+def test_pairs_with_a_conversation_ask_for_another_answer_of_the_topic():
+    rows = rows_of(paths.SFT_DATA)
+    asked: dict[str, dict[str, str]] = {}  # {topic: {answer: item}}
+    for row in rows:
+        if "register" in row:
+            asked.setdefault(row["topic"], {})[row["output"]] = row["item"]
+    followups = {(row.get("item"), row["messages"][-2]["content"]) for row in rows if "messages" in row}
+    pairs = [(row["topic"], pair_of("", row)) for row in rows_of(paths.DPO_DATA) if "prompt" in row]
+    assert len(pairs) >= 1_300
+    for topic, pair in pairs:
+        assert len(pair.messages) == 3 and pair.flaw == "sibling"
+        assert (asked[topic][pair.chosen], pair.question) in followups
+        assert asked[topic][pair.rejected] != asked[topic][pair.chosen]
+
+
+def test_pairs_out_of_scope_prefer_the_refusal_or_the_help_line():
+    hints = {row["topic"]: bool(row.get("help_line")) for row in rows_of(paths.HELDOUT_OUT_OF_SCOPE)}
+    pairs = [(hints[row["topic"]], pair_of("", row)) for row in rows_of(paths.DPO_DATA) if row["topic"] in hints]
+    assert sum(hint for hint, _ in pairs) >= 80 and sum(not hint for hint, _ in pairs) >= 100
+    for hint, pair in pairs:
+        says_so = names_help_line if hint else declines
+        assert says_so(pair.chosen) and not names_help_line(pair.rejected), pair
+    assert sum(declines(pair.rejected) for _, pair in pairs) <= 0.1 * len(pairs)
+
+
 def test_no_wording_or_register_tells_the_flaw():
-    pairs = rows_of(paths.DPO_DATA)
-    marks = {flaw: [row["question"].endswith("？") for row in pairs if row["flaw"] == flaw] for flaw in FLAWS}
+    pairs = pairs_of(paths.DPO_DATA)
+    marks = {flaw: [pair.question.endswith("？") for pair in pairs if pair.flaw == flaw] for flaw in FLAWS}
     shares = {flaw: sum(found) / len(found) for flaw, found in marks.items()}
     assert max(shares.values()) - min(shares.values()) < 0.25, shares
 
 
 def test_an_answer_without_an_end_lacks_a_third_or_more():
-    for row in [*rows_of(paths.DPO_DATA), *rows_of(paths.HELDOUT_PAIRS)]:
-        if row["flaw"] == "no_ending":
-            assert row["response_chosen"].startswith(row["response_rejected"])
-            assert len(row["response_rejected"]) <= 2 / 3 * len(row["response_chosen"])
+    for pair in [*pairs_of(paths.DPO_DATA), *pairs_of(paths.HELDOUT_PAIRS)]:
+        if pair.flaw == "no_ending":
+            assert pair.chosen.startswith(pair.rejected)
+            assert len(pair.rejected) <= 2 / 3 * len(pair.chosen)
 
 
 def test_heldout_document_has_no_sentence_in_a_training_file(training_text):
@@ -293,7 +325,7 @@ def test_one_question_per_trained_topic_is_read_in_pretraining_but_not_in_sft_or
     chosen = {row["topic"]: row["response_chosen"] for row in heldout}
     assert set(chosen) == read and len({row["response_chosen"] for row in heldout}) == len(read)
     trained = {row.get("output") for row in rows_of(paths.SFT_DATA)}
-    trained |= {row[side] for row in rows_of(paths.DPO_DATA) for side in ("response_chosen", "response_rejected")}
+    trained |= {text for pair in pairs_of(paths.DPO_DATA) for text in (pair.chosen, pair.rejected)}
     assert [answer for answer in chosen.values() if answer in trained] == []
     # A rejected answer with the flaw `other_topic` or `vague` is taken from other texts. SFT and DPO must not train on
     # this answer: a model finds a text of its training data more likely than a new text.
@@ -355,17 +387,13 @@ def test_exam_has_a_hundred_questions_of_each_part_with_key_facts_that_only_the_
 
 
 def test_pairs_do_not_reveal_the_chosen_answer_by_length():
-    pairs = [row for row in [*rows_of(paths.DPO_DATA), *rows_of(paths.HELDOUT_PAIRS)] if row["flaw"] != "no_ending"]
-    shorter = sum(len(row["response_chosen"]) < len(row["response_rejected"]) for row in pairs) / len(pairs)
+    pairs = [*pairs_of(paths.DPO_DATA), *pairs_of(paths.HELDOUT_PAIRS)]
+    pairs = [pair for pair in pairs if pair.flaw != "no_ending"]
+    shorter = sum(len(pair.chosen) < len(pair.rejected) for pair in pairs) / len(pairs)
     assert 0.45 <= shorter <= 0.55
-    for flaw in {row["flaw"] for row in pairs}:
-        selected = [len(p["response_chosen"]) < len(p["response_rejected"]) for p in pairs if p["flaw"] == flaw]
+    for flaw in {pair.flaw for pair in pairs}:
+        selected = [len(pair.chosen) < len(pair.rejected) for pair in pairs if pair.flaw == flaw]
         assert 0.3 <= sum(selected) / len(selected) <= 0.7, flaw
-    composed = [row for row in pairs if row["flaw"] in ("repetition", "vague", "other_topic")]
-    differences = [abs(len(row["response_chosen"]) - len(row["response_rejected"])) for row in composed]
+    composed = [pair for pair in pairs if pair.flaw in ("repetition", "vague", "other_topic")]
+    differences = [abs(len(pair.chosen) - len(pair.rejected)) for pair in composed]
     assert sum(difference <= 5 for difference in differences) >= 0.8 * len(composed)
-
-
-def test_pairs_have_a_rejected_answer_that_is_neither_blank_nor_the_chosen_one():
-    for row in [*rows_of(paths.DPO_DATA), *rows_of(paths.HELDOUT_PAIRS)]:
-        assert row["response_rejected"].strip() not in ("", row["response_chosen"]), row["question"]
