@@ -98,6 +98,16 @@ def composed_rejection(flaw: str, answer: str, vague: list[str], longer: bool, r
     return answer[:end]
 
 
+def pair_row(question: str, chosen: str, rejected: str, flaw: str, topic: str) -> dict:
+    return {
+        "question": question,
+        "response_chosen": chosen,
+        "response_rejected": rejected,
+        "flaw": flaw,
+        "topic": topic,
+    }
+
+
 def pairs_of(topic: dict, others: OtherAnswers, vague: Vague, rng: random.Random) -> list[list[dict]]:
     """Return the preference pairs of a topic, one list per question.
 
@@ -131,13 +141,7 @@ def pairs_of(topic: dict, others: OtherAnswers, vague: Vague, rng: random.Random
         wordings = rng.sample(asked, count)
         result.append(
             [
-                {
-                    "question": wording,
-                    "response_chosen": answer,
-                    "response_rejected": text,
-                    "flaw": flaw,
-                    "topic": topic["topic"],
-                }
+                pair_row(wording, answer, text, flaw, topic["topic"])
                 for wording, (flaw, text) in zip(wordings, rejections, strict=True)
             ]
         )

@@ -5,7 +5,7 @@ import random
 from pathlib import Path
 from typing import NamedTuple
 
-from pairs import OtherAnswers, Vague, pairs_of, unasked_index
+from pairs import OtherAnswers, Vague, pair_row, pairs_of, unasked_index
 from turns import Questions, TopicTurns, marks_of
 
 from med_model import paths
@@ -161,14 +161,7 @@ def add_out_of_scope_pairs(files: Files, kinds: list[dict]) -> None:
             count = HELP_LINE_PAIRS if kind.get("help_line") else 1
             wordings = rng.sample(question["wordings"], min(count, len(question["wordings"])))  # some have none
             files[paths.DPO_DATA / f"{OUT_OF_SCOPE}.jsonl"] += [
-                {
-                    "question": wording,
-                    "response_chosen": answer,
-                    "response_rejected": rng.choice(medical),
-                    "flaw": "other_topic",
-                    "topic": kind["kind"],
-                }
-                for wording in wordings
+                pair_row(wording, answer, rng.choice(medical), "other_topic", kind["kind"]) for wording in wordings
             ]
 
 

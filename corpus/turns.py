@@ -146,21 +146,20 @@ class TopicTurns:
         return rows + self._between(self.rng.choice(["correction", "again", "simpler", "thanks"]), "held_out")
 
     def pairs(self) -> list[dict]:
-        """Return one preference pair per question that has follow-ups. The question is the last one of a conversation.
+        """Return one preference pair per question: a conversation whose last question is a follow-up.
 
         The bad answer is the answer to another question of the topic. Return [] if the topic has no other question.
         """
+        if len(self.questions) < 2:
+            return []
         rows = []
         for item, question in self.questions.items():
             others = [other["answer"] for name, other in self.questions.items() if name != item]
-            if not others:
-                return []
             messages = self._followup(item, self.rng.choice(question["followups"]))["messages"]
-            prompt, chosen = messages[:-1], question["answer"]
             rows.append(
                 {
-                    "prompt": prompt,
-                    "chosen": chosen,
+                    "prompt": messages[:-1],
+                    "chosen": question["answer"],
                     "rejected": self.rng.choice(others),
                     "flaw": "sibling",
                     "topic": self.topic,

@@ -7,8 +7,8 @@ Several wordings of a question have the same answer. Its first tokens tell it fr
 a new wording must find. The rest of the answer is learned after a few repetitions. To read it again with every wording
 would take most of the time and teach nothing (K. Ji et al. 2025, "The first few tokens are all you need").
 
-A question after an answer to something else is still the same question. Rows that follow another row teach this, and
-their tokens serve twice: both rows have labels.
+A question after an answer to something else is still the same question. Rows that follow another row teach this. The
+other row has labels too, so none of its tokens is read for nothing.
 """
 
 import random
@@ -47,7 +47,6 @@ class ViewArguments:
             )
         },
     )
-
     second_turns: float = field(
         default=0.3,
         metadata={"help": tr("Share of the rows of one turn that follow another row in a pass, as a second turn.")},
@@ -56,10 +55,10 @@ class ViewArguments:
     def __post_init__(self):
         if not 0 <= self.question_noise <= 0.5:
             raise UserError(tr("--question_noise {found:g} is not from 0 to 0.5.", found=self.question_noise))
-        if not 0 <= self.second_turns <= 1:
-            raise UserError(tr("--second_turns {found:g} is not from 0 to 1.", found=self.second_turns))
         if self.answer_tokens < 0:
             raise UserError(tr("--answer_tokens {found} is below 0.", found=self.answer_tokens))
+        if not 0 <= self.second_turns <= 1:
+            raise UserError(tr("--second_turns {found:g} is not from 0 to 1.", found=self.second_turns))
 
 
 class _Question(NamedTuple):
@@ -159,7 +158,7 @@ class RowViews:
             single = len(example.messages) == 2
             self.rows.append(_Row(example.input_ids, example.labels, questions, answers, single))
         self.single_rows = [row for row, full in enumerate(self.rows) if full.single]
-        self.between = [tokenizer.convert_tokens_to_ids(IM_END), *encode_text(tokenizer, "\n")]  # after a cut answer
+        self.stop, self.newline = tokenizer.convert_tokens_to_ids(IM_END), encode_text(tokenizer, "\n")
 
     def _end(self, answer: _Answer, number: int) -> int:
         """Return the end of the part of an answer that is read in pass `number`. Answers of one text take turns."""
@@ -184,7 +183,8 @@ class RowViews:
         ids, labels = self._view_alone(row, number)
         if (before := self._before(row, number)) is not None:
             first_ids, first_labels = self._view_alone(before, number)
-            between = self.between[first_ids[-1] == self.between[0] :]  # a whole answer has its stop token already
+            is_whole = first_ids[-1] == self.stop
+            between = self.newline if is_whole else [self.stop, *self.newline]
             if len(first_ids) + len(between) + len(ids) <= self.max_length:
                 ids, labels = first_ids + between + ids, first_labels + [IGNORE] * len(between) + labels
         return {"input_ids": ids, "labels": labels}

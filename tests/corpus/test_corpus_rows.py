@@ -100,6 +100,14 @@ def test_every_followup_is_asked_once_after_another_question_of_the_topic(good, 
             assert wordings_of(question)
 
 
+def test_a_refusal_is_the_good_answer_of_a_pair_out_of_scope(good, written):
+    files = rows_by_file([good], written)
+    taught = {row["output"] for row in files[paths.SFT_DATA / "cardiology.jsonl"] if "output" in row}
+    (pair,) = files[paths.DPO_DATA / "out_of_scope.jsonl"]
+    assert (pair["question"], pair["response_chosen"]) == ("一加一等于几", "我不会算术。")
+    assert pair["flaw"] == "other_topic" and pair["response_rejected"] in taught
+
+
 def test_out_of_scope_rows_are_marked(good, written):
     files = rows_by_file([good], written)
     (row,) = files[paths.SFT_DATA / "out_of_scope.jsonl"]
