@@ -1,4 +1,4 @@
-# make install | demo | full | test | test-fast | test-slow | lint | messages | lock | dataset
+# make install | demo | full | study | test | test-fast | test-slow | lint | messages | lock | dataset
 # FLAGS=--overwrite replaces the models of an earlier run.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 FLAGS ?=
@@ -8,7 +8,7 @@ PARALLEL = --numprocesses auto --maxprocesses 4 --dist worksteal
 CATALOGUE = med_model/locale
 ALL_HELDOUT = pre_training/dataset/heldout.jsonl sft/dataset/heldout sft/dataset/choices.jsonl dpo/dataset/heldout
 
-.PHONY: install demo full test test-fast test-slow lint messages lock dataset
+.PHONY: install demo full study test test-fast test-slow lint messages lock dataset
 
 install: $(VENV)/installed
 
@@ -45,6 +45,10 @@ test-fast: install
 
 test-slow: install
 	$(RUN) -m pytest -m "slow or not slow"
+
+# Recall against wordings and topics: runs the cells that have no record in results/study/.
+study: install
+	$(RUN) benchmarks/study.py
 
 lint: install
 	$(VENV)/bin/ruff check .

@@ -42,7 +42,7 @@ from med_model.measures.expected import outside_expected, print_verdict, read_ex
 from med_model.measures.heldout import BUNDLED, Heldout, read_heldout
 from med_model.measures.record import new_record, options
 from med_model.measures.scales import BASELINE, MODELS
-from med_model.measures.table import print_all, print_answers, print_summary
+from med_model.measures.table import Changes, Figures, print_all, print_answers, print_stages, print_summary
 from med_model.model.device import pick_device
 from med_model.model.directory import NOTICE, load_model
 from med_model.screen import say
@@ -146,6 +146,33 @@ def answer_and_measure(
     return answers, results
 
 
+def print_measures(figures: Figures, differences: Changes, every: bool, with_baseline: bool) -> None:
+    """Print the table of the measures, what each stage changed, and how the values were measured.
+
+    every: print each measure with its interval, not only those of the summary.
+    """
+    say()
+    print_table = print_all if every else print_summary
+    print_table(figures, differences)
+    say()
+    print_stages(figures, differences)
+    say()
+    form = "问：…答："
+    say(
+        tr(
+            '"same" means within the noise (95% paired bootstrap). Greedy decoding. Base is asked {form}',
+            form=form,
+        )
+    )
+    if with_baseline:
+        say(
+            tr(
+                "Baseline, without any learning: a lexical search (BM25) over the training questions, and for "
+                "pairs a classifier of the answers' characters."
+            )
+        )
+
+
 def main() -> None:
     (args,) = parse(CompareArguments, description=DESCRIPTION, docstring=__doc__)
     if args.all and not args.measures:
@@ -172,23 +199,7 @@ def main() -> None:
     differences = changes(results)
     outside = outside_expected(figures, expected) if sources else []
     if sources:
-        say()
-        print_table = print_all if args.all else print_summary
-        print_table(figures, differences)
-        form = "问：…答："
-        say(
-            tr(
-                '"same" means within the noise (95% paired bootstrap). Greedy decoding. Base is asked {form}',
-                form=form,
-            )
-        )
-        if training:
-            say(
-                tr(
-                    "Baseline, without any learning: a lexical search (BM25) over the training questions, and for "
-                    "pairs a classifier of the answers' characters."
-                )
-            )
+        print_measures(figures, differences, args.all, training is not None)
         if args.all and heldout.choices:
             say(chance_level(heldout.choices))
         if expected:

@@ -134,6 +134,25 @@ def print_summary(figures: Figures, changes: Changes) -> None:
     print_rows(rows)
 
 
+def print_stages(figures: Figures, changes: Changes) -> None:
+    """Print in words what each stage changed: up to three lines per stage.
+
+    The lines name the measures of SUMMARY that became better, that became worse and that stayed the same within the
+    noise. After a measure stand the values of the models before and after the stage.
+    """
+    for (before, after), change in changes.items():
+        if before == BASELINE:
+            continue
+        named = {tr("better"): [], tr("worse"): [], tr("same"): []}
+        for key in [key for key in SUMMARY if key in change]:
+            values = [format(figures[model][key].value, scale(key).format) for model in (before, after)]
+            named[change_word(key, change[key])].append(f"{scale(key).name} {' → '.join(values)}")
+        say(f"{title_of(before)} → {title_of(after)}")
+        for word, measures in named.items():
+            if measures:
+                say("  " + tr("{word}: {measures}", word=word, measures=tr(", ").join(measures)))
+
+
 def print_all(figures: Figures, changes: Changes) -> None:
     """Print one block per measure, with one row per model.
 

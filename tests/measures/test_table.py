@@ -10,6 +10,7 @@ from med_model.measures.table import (
     print_all,
     print_answers,
     print_figures,
+    print_stages,
     print_summary,
     shortened,
     with_interval,
@@ -108,6 +109,17 @@ def test_print_summary_shows_a_dash_for_a_figure_that_a_model_lacks(comparison, 
 def test_print_summary_without_any_of_its_rows_shows_all_rows(capsys):
     print_summary({"base": {"choice_accuracy": Figure(0.25, 0.2, 0.3, 170)}}, {})
     assert [line.split()[:2] for line in printed_lines(capsys)[1:]] == [["multiple", "choice,"]]
+
+
+def test_print_stages_names_what_each_stage_changed(comparison, capsys):
+    figures, changes = comparison
+    changes["sft", "final"]["stopped"] = Figure(0.0, -0.1, 0.1, 1_000)
+    print_stages(figures, changes)
+    text = " ".join(" ".join(printed_lines(capsys)).split())
+    first, second = text.split("SFT → Final (DPO)")
+    assert first.startswith("Base → SFT better: key-fact recall 0.0% → 50.7%, ")
+    assert "worse: held-out bits per byte 0.000 → 0.507" in first and "same" not in first
+    assert second.endswith("same: stopped by itself 50.7% → 100.0%")
 
 
 def test_print_all_has_a_block_per_measure_and_a_row_per_model(comparison, capsys):
