@@ -6,7 +6,9 @@ VENV = .venv
 RUN = $(VENV)/bin/python
 PARALLEL = --numprocesses auto --maxprocesses 4 --dist worksteal
 CATALOGUE = med_model/locale
-ALL_HELDOUT = pre_training/dataset/heldout.jsonl sft/dataset/heldout sft/dataset/choices.jsonl dpo/dataset/heldout
+ALL_HELDOUT = pre_training/dataset/heldout.jsonl sft/dataset/heldout sft/dataset/heldout_registers sft/dataset/heldout_turns \
+	sft/dataset/heldout_out_of_scope.jsonl sft/dataset/choices.jsonl dpo/dataset/heldout
+ALL_TRAINING = sft/dataset/train dpo/dataset/train
 
 .PHONY: install demo full study test test-fast test-slow lint messages lock dataset
 
@@ -35,7 +37,7 @@ full: install
 	$(RUN) pre_training/py/run_pretraining.py $(FLAGS)
 	$(RUN) sft/py/sft_train.py $(FLAGS)
 	$(RUN) dpo/py/dpo_train.py $(FLAGS)
-	$(RUN) compare_different_model.py --data $(ALL_HELDOUT)
+	$(RUN) compare_different_model.py --data $(ALL_HELDOUT) --taught $(ALL_TRAINING)
 
 test: install
 	$(RUN) -m pytest $(PARALLEL)

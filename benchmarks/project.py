@@ -127,7 +127,7 @@ class Project(Engine):
         )
         conversations = self.inputs.conversations[:rows]
         examples = self.sft_script.encode(self.tokenizer, conversations, training.max_length, "SFT", HealthLines())
-        unchanged = ViewArguments(question_noise=0, answer_tokens=0, second_turns=0)
+        unchanged = ViewArguments(question_noise=0, answer_tokens=0, later_turns=0)
         model, _ = load_model(self.inputs.base_model, training.dropout)
         trainer = self.sft_script.AnswerTrainer(
             RowViews(self.tokenizer, examples, unchanged, training.max_length, SEED),

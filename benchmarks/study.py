@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from cells import SEEDS, WORDINGS, Cell, Texts, all_cells, read_texts
 
+from cells import SEEDS, WORDINGS, Cell, Texts, all_cells, read_texts
 from med_model import paths
 from med_model.command import parse, run
 from med_model.errors import UserError

@@ -1,16 +1,17 @@
 """Show each SFT row in another form in each pass.
 
-Its question is changed, mostly only the start of its answer is read, and some rows follow another row as the second
-turn of a conversation.
+Its question is changed, mostly only the start of its answer is read, and some rows follow other rows as later turns
+of one conversation.
 
 Several wordings of a question have the same answer. Its first tokens tell it from all other answers, so they are what
 a new wording must find. The rest of the answer is learned after a few repetitions. To read it again with every wording
 would take most of the time and teach nothing (K. Ji et al. 2025, "The first few tokens are all you need").
 
-A question after an answer to something else is still the same question. Rows that follow another row teach this. The
-other row has labels too, so none of its tokens is read for nothing.
+A question after an answer to something else is still the same question. Rows that follow other rows teach this. Each
+row is still read once in a pass, and all rows of a conversation have labels.
 """
 
+import itertools
 import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from med_model.data.noise import noisy_question
 from med_model.data.prompt import IGNORE, IM_END, Example, encode_text
 from med_model.errors import UserError
 from med_model.language import tr
+from med_model.training.joined_rows import JoinedRows
 
 WHOLE_ANSWERS = 10  # times per pass that an answer is read to its end; rarer answers are always whole
 ALPHABET = 1500  # the most frequent characters of the questions may replace another character
@@ -47,9 +49,9 @@ class ViewArguments:
             )
         },
     )
-    second_turns: float = field(
-        default=0.3,
-        metadata={"help": tr("Share of the rows of one turn that follow another row in a pass, as a second turn.")},
+    later_turns: float = field(
+        default=0.4,
+        metadata={"help": tr("Share of the rows that follow other rows in a pass, as later turns of a conversation.")},
     )
 
     def __post_init__(self):
@@ -57,8 +59,8 @@ class ViewArguments:
             raise UserError(tr("--question_noise {found:g} is not from 0 to 0.5.", found=self.question_noise))
         if self.answer_tokens < 0:
             raise UserError(tr("--answer_tokens {found} is below 0.", found=self.answer_tokens))
-        if not 0 <= self.second_turns <= 1:
-            raise UserError(tr("--second_turns {found:g} is not from 0 to 1.", found=self.second_turns))
+        if not 0 <= self.later_turns <= 0.75:
+            raise UserError(tr("--later_turns {found:g} is not from 0 to 0.75.", found=self.later_turns))
 
 
 class _Question(NamedTuple):
@@ -86,7 +88,7 @@ class _Row(NamedTuple):
     labels: list[int]
     questions: list[_Question]
     answers: list[_Answer]
-    single: bool  # True if it is one question and one answer
+    opens: bool  # True if it begins with a system message: it follows no other row
 
 
 def _spans_of_answers(labels: list[int]) -> list[tuple[int, int]]:
@@ -116,8 +118,8 @@ def _questions(example: Example, encoded: dict[str, list[int]], wordings: list[s
 class RowViews:
     """Make the views of all SFT rows. `current_pass` counts the passes from 0; `PassCounter` sets it.
 
-    A view is a function of the row, the number of the pass and the seed. So a resumed run reads the same views as a
-    run without a break.
+    A view is a conversation of one row or more. Each row is in one view of a pass. A view is a function of its number,
+    the number of the pass and the seed. So a resumed run reads the same views as a run without a break.
     """
 
     def __init__(
@@ -155,9 +157,9 @@ class RowViews:
             questions = _questions(example, encoded, wordings[answers[0]] if len(answers) == 1 else [])
             spans = enumerate(_spans_of_answers(example.labels))
             answers = [_Answer(*span, *turns[row, number]) for number, span in spans]
-            single = len(example.messages) == 2
-            self.rows.append(_Row(example.input_ids, example.labels, questions, answers, single))
-        self.single_rows = [row for row, full in enumerate(self.rows) if full.single]
+            opens = example.messages[0]["role"] == "system"
+            self.rows.append(_Row(example.input_ids, example.labels, questions, answers, opens))
+        self.joined = JoinedRows([row.opens for row in self.rows], options.later_turns, seed)
         self.stop, self.newline = tokenizer.convert_tokens_to_ids(IM_END), encode_text(tokenizer, "\n")
 
     def _end(self, answer: _Answer, number: int) -> int:
@@ -167,29 +169,37 @@ class RowViews:
             return answer.end
         return min(answer.end, answer.start + self.options.answer_tokens)
 
-    def _before(self, row: int, number: int) -> int | None:
-        """Return the row that is the first turn before row `row` in pass `number`, or None if there is none."""
-        rng = random.Random(f"{self.seed} {number} {row} before")
-        follows = self.rows[row].single and rng.random() < self.options.second_turns
-        return rng.choice(self.single_rows) if follows else None
+    def __len__(self) -> int:
+        return len(self.joined)
 
-    def length(self, row: int, number: int) -> int:
-        """Return about the number of tokens of the view: before questions change and turns are joined."""
-        rows = [row] if (before := self._before(row, number)) is None else [before, row]
-        return sum(self._end(self.rows[i].answers[-1], number) for i in rows)
+    def length(self, view: int, number: int) -> int:
+        """Return about the number of tokens of a view: before its questions change and its rows are joined."""
+        return sum(self._end(self.rows[row].answers[-1], number) for row in self.joined.rows(view, number))
 
-    def view(self, row: int, number: int) -> dict[str, list[int]]:
-        """Return the input_ids and labels of a row in pass `number`, and of the row before it if both fit."""
-        ids, labels = self._view_alone(row, number)
-        if (before := self._before(row, number)) is not None:
-            first_ids, first_labels = self._view_alone(before, number)
-            is_whole = first_ids[-1] == self.stop
-            between = self.newline if is_whole else [self.stop, *self.newline]
-            if len(first_ids) + len(between) + len(ids) <= self.max_length:
-                ids, labels = first_ids + between + ids, first_labels + [IGNORE] * len(between) + labels
+    def view(self, view: int, number: int) -> dict[str, list[int]]:
+        """Return the input_ids and labels of a view in pass `number`.
+
+        If its rows are too long together, the first ones are left out of this pass.
+        """
+        ids, labels = [], []
+        for row in reversed(self.joined.rows(view, number)):
+            first_ids, first_labels = self.row_view(row, number)
+            between = [] if not ids else self.newline if first_ids[-1] == self.stop else [self.stop, *self.newline]
+            if ids and len(first_ids) + len(between) + len(ids) > self.max_length:
+                break
+            ids, labels = first_ids + between + ids, first_labels + [IGNORE] * len(between) + labels
         return {"input_ids": ids, "labels": labels}
 
-    def _view_alone(self, row: int, number: int) -> tuple[list[int], list[int]]:
+    def left_out(self, number: int) -> int:
+        """Return about how many rows are left out of pass `number`, because their conversation is too long."""
+        count = 0
+        for view in range(len(self)):
+            lengths = [self._end(self.rows[row].answers[-1], number) for row in self.joined.rows(view, number)]
+            totals = itertools.accumulate(reversed(lengths))
+            count += sum(total > self.max_length for total in totals)
+        return count
+
+    def row_view(self, row: int, number: int) -> tuple[list[int], list[int]]:
         """Return the input_ids and labels of a row in pass `number`.
 
         The last answer is cut. An earlier answer stays, because the next question follows from it; only its labels
@@ -213,10 +223,10 @@ class RowViews:
         """Return a dataset with `input_ids` and `labels`, the views of the current pass."""
 
         def views(batch: dict[str, list[int]]) -> dict[str, list[list[int]]]:
-            made = [self.view(i, self.current_pass) for i in batch["row"]]
+            made = [self.view(i, self.current_pass) for i in batch["view"]]
             return {name: [view[name] for view in made] for name in ("input_ids", "labels")}
 
-        return Dataset.from_dict({"row": range(len(self.rows))}).with_transform(views)
+        return Dataset.from_dict({"view": range(len(self))}).with_transform(views)
 
 
 class PassCounter(TrainerCallback):

@@ -11,6 +11,7 @@ text) close to those of the base model.
     python sft/py/sft_train.py --resume
 """
 
+import time
 from dataclasses import dataclass, field
 
 import torch
@@ -31,6 +32,7 @@ from med_model.model.device import choose_precision
 from med_model.model.directory import load_model, load_tokenizer
 from med_model.screen import say
 from med_model.training.health import HealthLines, TrainingHealth, check_overlap, check_stops, check_truncation
+from med_model.training.matching import MatchingArguments, match
 from med_model.training.muon import MUON_HELP, optimizers_for
 from med_model.training.preflight import preflight
 from med_model.training.progress import Workload
@@ -49,9 +51,13 @@ RENDERED_HERE = ("packing", "padding_free", "assistant_only_loss")
 
 
 @dataclass
-class DataArguments(ViewArguments, RetentionArguments):
+class DataArguments(ViewArguments, MatchingArguments, RetentionArguments):
     input_model: str = str(paths.BASE_MODEL)
     output_model: str = str(paths.SFT_MODEL)
+
+    def __post_init__(self):
+        for options in (ViewArguments, MatchingArguments, RetentionArguments):
+            options.__post_init__(self)
 
 
 @dataclass
@@ -60,7 +66,7 @@ class SFTArguments(SFTConfig):
 
     output_dir: str | None = str(paths.SFT_CHECKPOINTS)
     num_train_epochs: float = 3.0
-    per_device_train_batch_size: int = 32  # rows
+    per_device_train_batch_size: int = 20  # conversations; with --later_turns 0.4 about 32 rows
     per_device_eval_batch_size: int = 32
     learning_rate: float = 3e-3
     lr_scheduler_type: str = "cosine"
@@ -77,7 +83,7 @@ class SFTArguments(SFTConfig):
     # would choose a worse checkpoint, because a few wrong answers dominate this loss.
     metric_for_best_model: str | None = "mean_token_accuracy"
     report_to: str = "none"
-    remove_unused_columns: bool | None = False  # the training data are the numbers of the rows (training/views.py)
+    remove_unused_columns: bool | None = False  # the training data are the numbers of the views
     max_length: int | None = 512  # tokens; the model has 512 positions
     train_sampling_strategy: str = "group_by_length"  # rows of similar length need little padding
     include_num_input_tokens_seen: str = "non_padding"  # count the tokens, to print tokens per second
@@ -156,6 +162,22 @@ def encode(
     return kept
 
 
+def workload_of(
+    views: RowViews, examples: list[Example], heldout: list[Example], max_length: int, retention_tokens: int
+) -> Workload:
+    """Return the token counts of the training. Print how many rows are left out of the first pass, if any."""
+    if left_out := views.left_out(0):
+        line = tr("{count:,} rows are left out of the first pass: their conversation is too long.", count=left_out)
+        say(f"  {line}")
+    lengths = [views.length(view, 0) for view in range(len(views))]
+    return Workload(
+        tokens=sum(lengths),
+        longest=min(max(*lengths, *(len(example.input_ids) for example in examples)), max_length),
+        heldout_tokens=sum(len(example.input_ids) for example in heldout),
+        retention_tokens=retention_tokens,
+    )
+
+
 def main() -> None:
     stage, training = parse(DataArguments, SFTArguments, description=DESCRIPTION, docstring=__doc__)
     checkpoint = check_output(stage, training)
@@ -187,14 +209,15 @@ def main() -> None:
         optimizers=optimizers_for(model, training),
         retention=retention,
     )
-    workload = Workload(
-        tokens=sum(views.length(row, 0) for row in range(len(examples))),
-        longest=max(len(example.input_ids) for example in examples),
-        heldout_tokens=sum(len(example.input_ids) for example in heldout_examples),
-        retention_tokens=RETENTION_TOKENS if retention else 0,
+    workload = workload_of(
+        views, examples, heldout_examples, training.max_length, RETENTION_TOKENS if retention else 0
     )
     preflight(trainer, stage.output_model, workload)
-    seconds = train(trainer, stage, workload, checkpoint, [TrainingHealth(health)])
+    start = time.time()
+    if checkpoint is None and not stage.dry_run:  # the model of a checkpoint has learned the matching already
+        match(model, views, training, stage.matching_passes)
+    train(trainer, stage, workload, checkpoint, [TrainingHealth(health)])
+    seconds = time.time() - start
     if stage.dry_run:
         return
 

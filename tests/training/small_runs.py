@@ -109,7 +109,7 @@ def small_trainer(
     common["retention"] = Retention(copy.deepcopy(model), random_blocks(len(tokenizer)), 0.3)
     if stage == "sft":
         del common["train_dataset"]
-        views = RowViews(tokenizer, examples_of(rows), ViewArguments(), LONGEST, training.seed)
+        views = RowViews(tokenizer, examples_of(rows), ViewArguments(later_turns=0), LONGEST, training.seed)
         return sft_train.AnswerTrainer(views, **common, optimizers=optimizers_for(model, training))
     return dpo_train.PreferenceTrainer(**common)
 

@@ -9,6 +9,7 @@ from conftest import ADVICE, DISEASES
 from med_model.data.prompt import IGNORE, training_example
 from med_model.errors import UserError
 from med_model.training import views as views_module
+from med_model.training.joined_rows import MOST_JOINED, JoinedRows
 from med_model.training.similar_lengths import SimilarLengths
 from med_model.training.views import RowViews, ViewArguments
 
@@ -31,9 +32,9 @@ def fewer_whole_answers_than_rows(monkeypatch):
 def make_views(tokenizer):
     """Return a function that makes the views of conversations. By default, nothing is changed or cut."""
 
-    def make(rows, question_noise=0.0, answer_tokens=0, seed=1, max_length=512, second_turns=0.0):
+    def make(rows, question_noise=0.0, answer_tokens=0, seed=1, max_length=512, later_turns=0.0):
         examples = [training_example(tokenizer, messages, 512) for messages in rows]
-        options = ViewArguments(question_noise, answer_tokens, second_turns)
+        options = ViewArguments(question_noise, answer_tokens, later_turns)
         return RowViews(tokenizer, examples, options, max_length, seed)
 
     return make
@@ -119,50 +120,48 @@ def test_a_view_depends_on_the_row_the_pass_and_the_seed_alone(make_views):
     assert any(one.view(i, 2) != make_views(rows, 0.2, 8, seed=2).view(i, 2) for i in range(len(rows)))
 
 
-def test_a_share_of_the_rows_follows_another_row_as_a_second_turn(make_views, tokenizer):
+def test_rows_are_joined_to_conversations_that_equal_a_written_conversation(make_views, tokenizer):
     rows = [row(question, f"{question[:-1]}？{LONG}") for question in WORDINGS]
-    alone, views = make_views(rows), make_views(rows, second_turns=0.5)
-    following = Counter()
-    for number in range(8):
-        for i in range(len(rows)):
-            one, view = alone.view(i, number), views.view(i, number)
-            assert len(view["input_ids"]) == len(view["labels"])
-            assert view["input_ids"][-len(one["input_ids"]) :] == one["input_ids"], "the row itself comes last"
-            if view != one:
-                following[i] += 1
-                text = tokenizer.decode(view["input_ids"])
-                (first,) = [
-                    j for j, other in enumerate(rows) if text.startswith("<|im_start|>user\n" + other[0]["content"])
-                ]
-                joined = training_example(tokenizer, rows[first] + rows[i], 512)
-                assert (view["input_ids"], view["labels"]) == (joined.input_ids, joined.labels)
-    assert 0.35 * 8 * len(rows) < following.total() < 0.65 * 8 * len(rows)
+    views = make_views(rows, later_turns=0.5)
+    for number in range(4):
+        for i in range(len(views)):
+            messages = [message for j in views.joined.rows(i, number) for message in rows[j]]
+            joined = training_example(tokenizer, messages, 512)
+            assert views.view(i, number) == {"input_ids": joined.input_ids, "labels": joined.labels}
+
+
+def test_each_row_is_in_one_conversation_of_a_pass_and_follows_other_rows_in_each_pass():
+    joined = JoinedRows([False] * 990 + [True] * 10, later_turns=0.4, seed=1)
+    passes = [[joined.rows(i, number) for i in range(len(joined))] for number in (0, 1)]
+    for conversations in passes:
+        assert sorted(row for rows in conversations for row in rows) == list(range(1000))
+        assert max(map(len, conversations)) == MOST_JOINED
+        assert all(len(rows) == 1 for rows in conversations if rows[0] >= 990), "a system message opens it"
+    assert 0.35 < 1 - len(joined) / 1000 < 0.43
+    assert passes[0] != passes[1]
+    again = JoinedRows([False] * 990 + [True] * 10, later_turns=0.4, seed=1)
+    assert [again.rows(i, 1) for i in range(len(again))] == passes[1]
 
 
 def test_a_cut_answer_in_an_earlier_turn_has_a_stop_token_without_a_label(make_views, tokenizer):
-    views = make_views([row(question) for question in WORDINGS], answer_tokens=8, second_turns=1)
+    views = make_views([row(question) for question in WORDINGS], answer_tokens=8, later_turns=0.75)
     stop = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    for i in range(len(WORDINGS)):
-        view = views.view(i, 0)
-        stops = [label for id_, label in zip(view["input_ids"], view["labels"], strict=True) if id_ == stop]
-        assert len(stops) in (3, 4), "two questions, the earlier answer and perhaps the last answer"
-        assert len(labels_of(view)) == 16 or stop in labels_of(view)
-        assert tokenizer.decode(view["input_ids"]).count("<|im_end|>\n<|im_start|>") == 3
+    for i in range(len(views)):
+        view, turns = views.view(i, 0), len(views.joined.rows(i, 0))
+        text = tokenizer.decode(view["input_ids"])
+        assert text.count("<|im_end|>\n<|im_start|>") == 2 * turns - 1
+        assert len(labels_of(view)) - labels_of(view).count(stop) >= 8 * turns
+        assert labels_of(view).count(stop) <= WHOLE
 
 
-def test_a_conversation_and_a_row_with_a_system_message_follow_no_other_row(make_views):
-    conversation = row(WORDINGS[0], LONG, WORDINGS[1], "多喝水。")
-    system = [{"role": "system", "content": "你是医学助手。"}, *row(WORDINGS[2])]
-    views, alone = (make_views([conversation, system], second_turns=share) for share in (1, 0))
-    assert [views.view(i, 0) for i in (0, 1)] == [alone.view(i, 0) for i in (0, 1)]
-
-
-def test_a_row_follows_none_if_both_together_are_too_long(make_views):
+def test_first_rows_are_left_out_and_counted_if_all_together_are_too_long(make_views):
     rows = [row(question) for question in WORDINGS]
     alone = make_views(rows)
     longest = max(len(alone.view(i, 0)["input_ids"]) for i in range(len(rows)))
-    views = make_views(rows, second_turns=1, max_length=longest + 1)
-    assert [views.view(i, 0) for i in range(len(rows))] == [alone.view(i, 0) for i in range(len(rows))]
+    views = make_views(rows, later_turns=0.75, max_length=longest + 1)
+    last = [views.joined.rows(i, 0)[-1] for i in range(len(views))]
+    assert [views.view(i, 0) for i in range(len(views))] == [alone.view(i, 0) for i in last]
+    assert views.left_out(0) == len(rows) - len(views) > 0 == alone.left_out(0)
 
 
 def test_a_changed_question_never_makes_a_row_longer_than_max_length(make_views):
@@ -199,7 +198,7 @@ def test_similar_lengths_draws_every_row_once_in_another_order_each_pass(make_vi
 
 
 @pytest.mark.parametrize(
-    "option", [{"question_noise": 0.6}, {"question_noise": -0.1}, {"answer_tokens": -1}, {"second_turns": 1.1}]
+    "option", [{"question_noise": 0.6}, {"question_noise": -0.1}, {"answer_tokens": -1}, {"later_turns": 0.8}]
 )
 def test_view_arguments_name_an_option_that_is_out_of_range(option):
     with pytest.raises(UserError, match=f"--{next(iter(option))} {next(iter(option.values()))}"):

@@ -1,0 +1,109 @@
+"""Check training/matching.py: a model learns to tell from a question which answer it asks for."""
+
+import pytest
+import sft_train
+import torch
+from conftest import ADVICE, DISEASES
+
+from med_model.data.prompt import IGNORE, training_example
+from med_model.errors import UserError
+from med_model.training.matching import AnswerClassifier, MatchingArguments, QuestionViews, collate, match
+from med_model.training.views import RowViews, ViewArguments
+
+ENDINGS = ("怎么办？", "要注意什么？", "能治好吗？")
+ANSWERS = {disease: f"{disease}：{ADVICE[i % len(ADVICE)]}" for i, disease in enumerate(DISEASES)}
+
+
+def conversation(question: str, answer: str) -> list[dict]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+@pytest.fixture
+def views(tokenizer):
+    """Return the views of three wordings per disease, and of one conversation of two turns."""
+    rows = [conversation(disease + ending, answer) for disease, answer in ANSWERS.items() for ending in ENDINGS]
+    rows.append(rows[0] + rows[-1])
+    examples = [training_example(tokenizer, messages, 512) for messages in rows]
+    return RowViews(tokenizer, examples, ViewArguments(question_noise=0.0), 512, 1)
+
+
+@pytest.fixture
+def training(tmp_path):
+    return sft_train.SFTArguments(
+        output_dir=str(tmp_path), use_cpu=True, bf16=False, learning_rate=3e-3, disable_tqdm=True, logging_steps=1000
+    )
+
+
+def test_a_view_is_a_question_up_to_its_answer_with_the_number_of_the_answer(views, tokenizer):
+    questions = QuestionViews(views)
+    assert len(questions) == 3 * len(DISEASES), "the conversation is left out"
+    assert questions.distinct == len(ANSWERS)
+    for i in range(len(questions)):
+        view = questions.view(i, 0)
+        assert tokenizer.decode(view["input_ids"]).endswith("<|im_end|>\n<|im_start|>assistant\n")
+        assert len(view["input_ids"]) == questions.length(i, 0)
+    numbers = [questions.view(i, 0)["labels"] for i in range(len(questions))]
+    assert numbers == [i // 3 for i in range(len(questions))]
+
+
+def test_questions_change_from_pass_to_pass_and_not_as_in_sft(tokenizer, views):
+    examples = [training_example(tokenizer, conversation(d + ENDINGS[0], ANSWERS[d]), 512) for d in DISEASES]
+    noisy = RowViews(tokenizer, examples, ViewArguments(question_noise=0.3), 512, 1)
+    questions = QuestionViews(noisy)
+    shown = [[tuple(questions.view(i, number)["input_ids"]) for i in range(len(questions))] for number in (0, 1)]
+    in_sft = []
+    for i in range(len(questions)):
+        ids, labels = noisy.row_view(i, 0)
+        in_sft.append(tuple(id_ for id_, label in zip(ids, labels, strict=True) if label == IGNORE))
+    assert shown[0] != shown[1] and in_sft not in shown
+
+
+def test_matching_brings_wordings_of_one_answer_together(views, random_gpt2, training):
+    model = random_gpt2(positions=512, initializer_range=0.02)
+    keys, questions = set(model.state_dict()), QuestionViews(views)
+    batch = collate([questions.view(i, 0) for i in range(len(questions))])
+
+    @torch.no_grad()
+    def nearest_is_the_same_answer() -> float:
+        """Return the share of the questions whose nearest other question has the same answer."""
+        hidden = model.base_model(batch["input_ids"]).last_hidden_state
+        last = hidden[torch.arange(len(hidden)), batch["lengths"] - 1]
+        distances = torch.cdist(last, last).fill_diagonal_(torch.inf)
+        return (batch["labels"][distances.argmin(1)] == batch["labels"]).float().mean().item()
+
+    before = nearest_is_the_same_answer()
+    match(model, views, training, 100)
+    assert nearest_is_the_same_answer() > max(0.9, before)
+    assert set(model.state_dict()) == keys, "nothing is left of the layer"
+
+
+def test_padding_changes_no_prediction(views, random_gpt2):
+    questions = QuestionViews(views)
+    rows = [questions.view(i, 0) for i in range(len(questions))]
+    classifier = AnswerClassifier(random_gpt2(positions=512), questions.distinct).eval()
+    with torch.no_grad():
+        together = classifier(**collate(rows))["logits"]
+        alone = torch.cat([classifier(**collate([row]))["logits"] for row in rows])
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
+
+
+def test_no_passes_and_no_choice_leave_the_model_as_it_is(views, tokenizer, random_gpt2, training):
+    model = random_gpt2(positions=512)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    example = training_example(tokenizer, conversation("头痛怎么办？", "多休息。"), 512)
+    match(model, views, training, 0)
+    match(model, RowViews(tokenizer, [example], ViewArguments(), 512, 1), training, 3)
+    assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
+
+
+def test_matching_arguments_refuse_a_number_below_zero():
+    with pytest.raises(UserError, match="--matching_passes -1"):
+        MatchingArguments(-1)
+
+
+@pytest.mark.parametrize(
+    "option", [{"later_turns": 0.9}, {"matching_passes": -1.0}, {"retention_temperature": 0.0}], ids=lambda o: [*o][0]
+)
+def test_sft_checks_the_options_of_all_its_parts(option):
+    with pytest.raises(UserError, match=f"--{[*option][0]}"):
+        sft_train.DataArguments(**option)
