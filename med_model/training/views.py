@@ -50,7 +50,7 @@ class ViewArguments:
         },
     )
     later_turns: float = field(
-        default=0.4,
+        default=0.3,
         metadata={"help": tr("Share of the rows that follow other rows in a pass, as later turns of a conversation.")},
     )
 

@@ -66,7 +66,7 @@ class SFTArguments(SFTConfig):
 
     output_dir: str | None = str(paths.SFT_CHECKPOINTS)
     num_train_epochs: float = 3.0
-    per_device_train_batch_size: int = 20  # conversations; with --later_turns 0.4 about 32 rows
+    per_device_train_batch_size: int = 23  # conversations; with --later_turns 0.3 about 32 rows
     per_device_eval_batch_size: int = 32
     learning_rate: float = 3e-3
     lr_scheduler_type: str = "cosine"
