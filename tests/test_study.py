@@ -2,18 +2,12 @@
 
 import json
 import math
-import sys
 
 import pytest
+from study import logistic_fit, print_study, wanted_size
 
-from med_model import paths
+from cells import SEEDS, SHARES, WORDINGS, Cell, Texts, all_cells, read_texts
 from med_model.measures.record import check_record
-
-sys.path.insert(0, str(paths.ROOT / "benchmarks"))
-
-from study import logistic_fit, print_study, wanted_size  # noqa: E402
-
-from cells import SEEDS, SHARES, WORDINGS, Cell, Texts, all_cells, read_texts  # noqa: E402
 
 
 @pytest.fixture(scope="module")
