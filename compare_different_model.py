@@ -146,7 +146,7 @@ def answer_and_measure(
     return answers, results
 
 
-def print_measures(figures: Figures, differences: Changes, every: bool, with_baseline: bool) -> None:
+def print_measures(figures: Figures, differences: Changes, every: bool) -> None:
     """Print the table of the measures, what each stage changed, and how the values were measured.
 
     every: print each measure with its interval, not only those of the summary.
@@ -164,7 +164,7 @@ def print_measures(figures: Figures, differences: Changes, every: bool, with_bas
             form=form,
         )
     )
-    if with_baseline:
+    if BASELINE in figures:
         say(
             tr(
                 "Baseline, without any learning: a lexical search (BM25) over the training questions, and for "
@@ -199,7 +199,7 @@ def main() -> None:
     differences = changes(results)
     outside = outside_expected(figures, expected) if sources else []
     if sources:
-        print_measures(figures, differences, args.all, training is not None)
+        print_measures(figures, differences, args.all)
         if args.all and heldout.choices:
             say(chance_level(heldout.choices))
         if expected:

@@ -1,19 +1,17 @@
 """Choose the records of each cell of the study: a number of wordings per answer, a share of the topics, and a seed."""
 
 import itertools
-import json
 import random
 from collections import defaultdict
-from collections.abc import Sequence
 from typing import NamedTuple
 
-from med_model import paths
-from med_model.data.sources import find_files
+from med_model.data.split import read_all
 from med_model.files import read_yaml
 
 WORDINGS = (1, 2, 3, 4, 6, 12, 24)  # training wordings per answer, with all topics
 SHARES = (0.1, 1 / 3)  # shares of the topics, with the largest number of wordings
 SEEDS = (1, 2, 3)
+SOURCES = ("text", "data", "eval_data")  # the keys of the demo's config for SFT
 
 
 class Cell(NamedTuple):
@@ -56,19 +54,12 @@ def all_cells() -> list[Cell]:
     return [Cell(*size, seed) for seed, size in itertools.product(SEEDS, sizes)]
 
 
-def read_lines(sources: Sequence[str]) -> list[dict]:
-    lines = (line for file in find_files(sources) for line in file.read_text(encoding="utf-8").splitlines())
-    return [json.loads(line) for line in lines]
-
-
 def read_texts() -> tuple[Texts, list[str]]:
     """Return the records of the demo, and their files."""
-    demo = read_yaml(str(paths.ROOT / "configs" / "demo" / "sft.yaml"), "configs")
-    text, data, eval_data = ([str(paths.ROOT / file) for file in demo[key]] for key in ("text", "data", "eval_data"))
-    documents = read_lines(text)
+    demo = read_yaml("configs/demo/sft.yaml", "--config")
+    documents, data, eval_data = (read_all(demo[key], lambda _, record: record) for key in SOURCES)
     topics = {document["topic"] for document in documents}
     rows, questions = (
-        [row for row in read_lines(files) if "instruction" in row and row["topic"] in topics]
-        for files in (data, eval_data)
+        [row for row in records if "instruction" in row and row["topic"] in topics] for records in (data, eval_data)
     )
-    return Texts(documents, rows, questions), [*text, *data, *eval_data]
+    return Texts(documents, rows, questions), [file for key in SOURCES for file in demo[key]]

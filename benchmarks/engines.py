@@ -16,22 +16,21 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from inputs import SEED, Inputs
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
-    PrinterCallback,
-    ProgressCallback,
     Trainer,
     TrainerCallback,
     set_seed,
 )
 
+from inputs import SEED, Inputs
 from med_model.data.prompt import encode_question
 from med_model.measures.likelihood import bits_per_byte
 from med_model.model.directory import sampling_defaults
+from med_model.training.progress import remove_library_progress
 
 REFERENCE_BATCH = 4  # documents, or blocks of 512 tokens, per pre-training step of the reference
 PROMPTS, PROMPT_TOKENS = 200, 256  # largest number of prompts, and of tokens per prompt
@@ -80,8 +79,7 @@ class Clock(TrainerCallback):
 def run_timed(trainer: Trainer, clock: Clock | None = None) -> Clock:
     """Train without progress output. `clock` measures the training; None makes a new clock. Return the clock."""
     clock = clock or Clock()
-    for callback in (ProgressCallback, PrinterCallback):
-        trainer.remove_callback(callback)
+    remove_library_progress(trainer)
     trainer.add_callback(clock)
     trainer.train()
     return clock

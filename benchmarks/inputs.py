@@ -1,8 +1,10 @@
 """Read the texts, SFT rows and preference pairs. Train a tokenizer on the texts, and make an untrained model."""
 
+import itertools
 import random
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,8 +84,13 @@ def last_bytes(texts: list[str], count: int) -> list[str]:
 
 
 def train_tokenizer(texts: list[str], megabytes: float, output: Path) -> None:
-    script = [sys.executable, str(paths.ROOT / "pre_training/py/train_tokenizer.py")]
-    options = ["--data", *texts, "--max_megabytes", str(megabytes), "--output_model", str(output)]
-    done = subprocess.run([*script, *options], capture_output=True, text=True, encoding="utf-8")
+    run_script("pre_training/py/train_tokenizer.py", texts, max_megabytes=megabytes, output_model=output)
+
+
+def run_script(script: str, data: Sequence[str | Path], **options: object) -> None:
+    """Run a script of a stage. Raise UserError with its message if it fails."""
+    words = itertools.chain.from_iterable((f"--{name}", str(value)) for name, value in options.items())
+    command = [sys.executable, str(paths.ROOT / script), "--data", *map(str, data), *words]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     if done.returncode:
         raise UserError(done.stderr.strip())

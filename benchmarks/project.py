@@ -7,10 +7,10 @@ import time
 from types import ModuleType
 
 import torch
-from engines import QUIET, Clock, Engine, Throughput, run_timed, token_throughput
-from inputs import SEED, Inputs
 from transformers import AutoModelForCausalLM, Trainer
 
+from engines import QUIET, Clock, Engine, Throughput, run_timed, token_throughput
+from inputs import SEED, Inputs
 from med_model import paths
 from med_model.allocator import keep_freed_memory
 from med_model.data.blocks import BLOCK_TOKENS, PackedBlocks

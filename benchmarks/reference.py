@@ -7,6 +7,10 @@ import time
 
 import torch
 from datasets import Dataset
+from tokenizers import ByteLevelBPETokenizer
+from transformers import DataCollatorForLanguageModeling, GenerationConfig, Trainer, TrainingArguments
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
 from engines import (
     QUIET,
     REFERENCE_BATCH,
@@ -18,10 +22,6 @@ from engines import (
     token_throughput,
 )
 from inputs import SEED
-from tokenizers import ByteLevelBPETokenizer
-from transformers import DataCollatorForLanguageModeling, GenerationConfig, Trainer, TrainingArguments
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
-
 from med_model.data.blocks import BLOCK_TOKENS, PackedBlocks
 from med_model.data.prompt import END_OF_TEXT
 from med_model.model.gpt2 import new_model

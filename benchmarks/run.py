@@ -15,9 +15,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from inputs import read_inputs
-from sections import SECTIONS, STOCK_BF16, Benchmark, Comparison
-from sizes import LONG, SMOKE, Sizes
-
 from med_model.command import parse, run
 from med_model.errors import UserError
 from med_model.files import check_json_target, write_json
@@ -25,6 +22,8 @@ from med_model.language import tr
 from med_model.measures.interval import Figure
 from med_model.measures.record import machine, new_record
 from med_model.screen import say
+from sections import SECTIONS, STOCK_BF16, Benchmark, Comparison
+from sizes import LONG, SMOKE, Sizes
 
 DESCRIPTION = tr("Measure the speed of this project beside the stock trainers and model.generate, on this machine.")
 

@@ -10,15 +10,14 @@ from dataclasses import dataclass
 
 from engines import REFERENCE_BATCH, Throughput, Worker
 from inputs import Inputs
-from project import Project
-from reference import Reference
-from sizes import Sizes
-
 from med_model.data.blocks import BLOCK_TOKENS
 from med_model.errors import UserError
 from med_model.language import tr
 from med_model.model.device import multiplies_bf16
 from med_model.screen import say
+from project import Project
+from reference import Reference
+from sizes import Sizes
 
 SECTIONS = ("pretrain", "memory", "time_to_loss", "sft", "dpo", "generate", "tokenizer")
 STOCK_BF16 = "_stock_bf16"  # name suffix of measures against stock TRL in bfloat16; these have no required ratio

@@ -10,12 +10,9 @@ Each cell trains a tokenizer, a base model and an SFT model of its own. A cell t
     python benchmarks/study.py --cells 0
 """
 
-import itertools
 import json
 import math
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -25,9 +22,9 @@ from pathlib import Path
 import numpy as np
 
 from cells import SEEDS, WORDINGS, Cell, Texts, all_cells, read_texts
+from inputs import run_script
 from med_model import paths
 from med_model.command import parse, run
-from med_model.errors import UserError
 from med_model.files import write_json
 from med_model.language import tr
 from med_model.measures.evaluate import evaluate
@@ -52,15 +49,6 @@ class StudyArguments:
         default=None, metadata={"help": tr("Run at most this many of the missing cells. Default: all of them.")}
     )
     folder: str = field(default=str(paths.ROOT / "results" / "study"), metadata={"help": tr("Folder of the records.")})
-
-
-def run_script(script: str, data: Sequence[Path], **options: object) -> None:
-    """Run a script of a stage. Raise UserError with its message if it fails."""
-    words = itertools.chain.from_iterable((f"--{name}", str(value)) for name, value in options.items())
-    command = [sys.executable, str(paths.ROOT / script), "--data", *map(str, data), *words]
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
-    if done.returncode:
-        raise UserError(f"{script}: {done.stderr.strip()}")
 
 
 def train_models(part: Texts, passes: float, seed: int, folder: Path) -> None:

@@ -14,16 +14,16 @@ from collections import Counter
 from pathlib import Path
 
 import yaml
-from checks import check_corpus
-from rows import Files, Written, rows_by_file
-from text import characters
 
+from checks import check_corpus
 from med_model import paths
 from med_model.command import examples, run
 from med_model.data.records import pair_of
 from med_model.files import read_yaml
 from med_model.language import tr
 from med_model.screen import say
+from rows import Files, Written, rows_by_file
+from text import characters
 
 # `print_rows` prints the number of rows in each of these paths. `paths.EXAM` is not in the list, because each of
 # its rows is also in one of the held-out paths of the list.

@@ -2,13 +2,12 @@
 
 import re
 
+from med_model.language import tr
+from med_model.measures.safety import DOSE, is_urgent
 from overlap import check_repetition, check_similarity
 from pairs import HELDOUT_PAIRS
 from text import characters, common_pairs
 from wordings import check_wordings
-
-from med_model.language import tr
-from med_model.measures.safety import DOSE, is_urgent
 
 KINDS = {"disease", "symptom", "medicine", "test", "first_aid", "prevention", "assistant"}
 WRITTEN_FLAWS = {

@@ -6,10 +6,9 @@ A repetition inside one topic is a fault too. Each function returns a list of fa
 import itertools
 from collections import Counter
 
+from med_model.language import tr
 from text import sentences, shingles
 from turns import wordings_of
-
-from med_model.language import tr
 
 # Two articles may have a few shingles (runs of characters) in common. Each key is a shingle's length in characters.
 # Each value is the largest allowed share of common shingles, measured in the article that has fewer shingles.

@@ -5,10 +5,9 @@ import random
 from pathlib import Path
 from typing import NamedTuple
 
+from med_model import paths
 from pairs import OtherAnswers, Vague, pair_row, pairs_of, unasked_index
 from turns import Questions, TopicTurns, marks_of
-
-from med_model import paths
 
 # sft/dataset/exam.jsonl has at most this many held-out rows of each kind: formal wordings, wordings in other registers
 # (a register is a kind of wording), conversations, and questions out of scope.

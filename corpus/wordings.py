@@ -5,11 +5,10 @@ Each function returns a list of faults, one line per fault.
 
 from collections import Counter
 
+from med_model.language import tr
 from pairs import unasked_index
 from text import edit_distance, jaccard, shingles
 from turns import wordings_of
-
-from med_model.language import tr
 
 REGISTERS = ("plain", "colloquial", "keywords", "story", "typo", "elderly", "relative")  # kinds of wording
 WORDINGS = 22  # smallest number of training wordings per question that SFT and DPO train on

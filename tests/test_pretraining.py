@@ -1,9 +1,9 @@
 """Check pre_training/py/run_pretraining.py: the losses of the trainer, and the printed size of the data."""
 
 import pytest
-import run_pretraining
 from transformers import Trainer, set_seed
 
+import run_pretraining
 from med_model import paths
 from med_model.data.blocks import PackedBlocks
 from med_model.model.gpt2 import new_model

@@ -4,10 +4,10 @@ import json
 import math
 
 import pytest
-from study import logistic_fit, print_study, wanted_size
 
 from cells import SEEDS, SHARES, WORDINGS, Cell, Texts, all_cells, read_texts
 from med_model.measures.record import check_record
+from study import logistic_fit, print_study, wanted_size
 
 
 @pytest.fixture(scope="module")

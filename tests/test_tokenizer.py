@@ -5,10 +5,10 @@ import random
 import shutil
 
 import pytest
-import train_tokenizer
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
+import train_tokenizer
 from med_model.data.bpe import byte_level_bpe
 from med_model.data.prompt import encode_text
 from med_model.errors import UserError

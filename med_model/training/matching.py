@@ -10,19 +10,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from med_model.data.prompt import IGNORE
 from med_model.errors import UserError
 from med_model.language import tr
 from med_model.screen import say
 from med_model.training.muon import optimizers_for
-from med_model.training.progress import ProgressLine
-from med_model.training.similar_lengths import SimilarLengths
-from med_model.training.views import PassCounter, RowViews
+from med_model.training.pass_views import PassViews
+from med_model.training.progress import ProgressLine, remove_library_progress
+from med_model.training.trainer import PassTrainer
+from med_model.training.views import RowViews
 
 BATCH = 32  # questions
 INITIAL_DEVIATION = 0.02  # standard deviation of the initial weights, as in GPT-2
@@ -57,14 +56,14 @@ class MatchingArguments:
             raise UserError(tr("--matching_passes {found:g} is below 0.", found=self.matching_passes))
 
 
-class QuestionViews:
+class QuestionViews(PassViews):
     """Show the questions of the rows that have one question, in another form in each pass, without their answers."""
 
     def __init__(self, views: RowViews):
-        self.views, self.seed, self.current_pass = views, views.seed, 0
+        super().__init__(views.seed)
+        self.views = views
         self.rows = [row for row, full in enumerate(views.rows) if len(full.questions) == len(full.answers) == 1]
-        texts = [tuple(views.rows[row].labels) for row in self.rows]
-        texts = [tuple(label for label in labels if label != IGNORE) for labels in texts]
+        texts = [tuple(label for label in views.rows[row].labels if label != IGNORE) for row in self.rows]
         numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
         self.answers = [numbers[text] for text in texts]  # the number of the answer of each row
         self.distinct = len(numbers)
@@ -82,15 +81,6 @@ class QuestionViews:
         ids, labels = self.views.row_view(self.rows[i], -1 - number)
         first = next(place for place, label in enumerate(labels) if label != IGNORE)
         return {"input_ids": ids[:first], "labels": self.answers[i]}
-
-    def dataset(self) -> Dataset:
-        """Return a dataset of the views of the current pass."""
-
-        def views(batch: dict[str, list[int]]) -> dict[str, list]:
-            made = [self.view(i, self.current_pass) for i in batch["view"]]
-            return {name: [view[name] for view in made] for name in ("input_ids", "labels")}
-
-        return Dataset.from_dict({"view": range(len(self))}).with_transform(views)
 
 
 def collate(rows: Sequence[dict]) -> dict[str, Tensor]:
@@ -120,11 +110,8 @@ class AnswerClassifier(nn.Module):
         return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
 
 
-class MatchingTrainer(Trainer):
-    """Draw batches of questions of similar length."""
-
-    def _get_train_sampler(self, train_dataset=None):
-        return SimilarLengths(self.questions, BATCH)
+class MatchingTrainer(PassTrainer, Trainer):
+    """Add the views of the questions to Hugging Face's Trainer."""
 
 
 def match(model: PreTrainedModel, views: RowViews, training: TrainingArguments, passes: float) -> None:
@@ -140,6 +127,7 @@ def match(model: PreTrainedModel, views: RowViews, training: TrainingArguments, 
         **{name: getattr(training, name) for name in COPIED},
         num_train_epochs=passes,
         per_device_train_batch_size=BATCH,
+        train_sampling_strategy="group_by_length",
         remove_unused_columns=False,
         save_strategy="no",
         report_to="none",
@@ -147,15 +135,12 @@ def match(model: PreTrainedModel, views: RowViews, training: TrainingArguments, 
     )
     classifier = AnswerClassifier(model, questions.distinct)
     trainer = MatchingTrainer(
+        questions,
         model=classifier,
         args=arguments,
-        train_dataset=questions.dataset(),
         data_collator=collate,
         optimizers=optimizers_for(classifier, training),
     )
-    trainer.questions = questions
-    for callback in (ProgressCallback, PrinterCallback):
-        trainer.remove_callback(callback)
-    trainer.add_callback(PassCounter(questions))
+    remove_library_progress(trainer)
     trainer.add_callback(ProgressLine())
     trainer.train()

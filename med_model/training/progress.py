@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tqdm.auto import tqdm
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
 from med_model.language import tr
 from med_model.screen import say
@@ -43,6 +43,12 @@ def count_evaluations(training: TrainingArguments, epoch: int, steps: int) -> in
         return math.ceil(steps / epoch)
     every = training.eval_steps if training.eval_steps >= 1 else math.ceil(training.eval_steps * steps)
     return math.ceil(steps / every)  # the Trainer also evaluates after the last step
+
+
+def remove_library_progress(trainer: Trainer) -> None:
+    """Remove the bar and the printed logs of the Trainer itself."""
+    for callback in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(callback)
 
 
 class TimeLeft(TrainerCallback):

@@ -1,29 +1,19 @@
 """Draw the views of the SFT rows in batches of similar length, which need little padding."""
 
 from collections.abc import Iterator
-from typing import Protocol
 
 import torch
 from torch.utils.data import Sampler
 
+from med_model.training.pass_views import PassViews
+
 SORTED_BATCHES = 50  # batches whose views are sorted by length
-
-
-class Views(Protocol):
-    """What `SimilarLengths` reads of the views of the rows."""
-
-    seed: int
-    current_pass: int
-
-    def __len__(self) -> int: ...
-
-    def length(self, view: int, number: int) -> int: ...
 
 
 class SimilarLengths(Sampler[int]):
     """Draw the views of a pass in batches of similar length. The order is a function of the pass and the seed."""
 
-    def __init__(self, views: Views, batch_size: int):
+    def __init__(self, views: PassViews, batch_size: int):
         self.views, self.batch_size = views, batch_size
 
     def __len__(self) -> int:

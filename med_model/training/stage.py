@@ -11,8 +11,6 @@ import torch
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PrinterCallback,
-    ProgressCallback,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -29,7 +27,7 @@ from med_model.model.directory import check_replaceable, publish
 from med_model.screen import say
 from med_model.training.health import HealthLines
 from med_model.training.preflight import smaller_batch
-from med_model.training.progress import LogFile, ProgressLine, TimeLeft, Workload
+from med_model.training.progress import LogFile, ProgressLine, TimeLeft, Workload, remove_library_progress
 
 # A checkpoint is complete if none of these files is missing or empty, and if each process of the training has saved
 # the state of its random generators (rng_state*.pth).
@@ -171,8 +169,7 @@ def train(
     A new start deletes old checkpoints. A dry run deletes nothing, saves nothing, and stops after at most four steps.
     Raise UserError if the memory of a GPU is too small. A callback can also raise UserError.
     """
-    for callback in (ProgressCallback, PrinterCallback):
-        trainer.remove_callback(callback)
+    remove_library_progress(trainer)
     if stage.dry_run:
         trainer.args.eval_on_start = trainer.args.load_best_model_at_end = False
         trainer.args.save_total_limit = None  # with a limit, the Trainer may delete an old checkpoint at the end

@@ -2,7 +2,7 @@
 
 Our output layer (model/head.py) keeps only the logits of one chunk of tokens in memory. In SFT and DPO, TRL computes
 the loss from the log-probabilities of this layer. The KL regularization (retention.py) keeps the predictions on plain
-text close to those of an earlier model.
+text close to those of an earlier model. A PassTrainer reads its rows in another form in each pass (pass_views.py).
 """
 
 import contextlib
@@ -19,7 +19,9 @@ from transformers.utils import ModelOutput
 
 from med_model.data.prompt import IGNORE
 from med_model.model.head import linear_cross_entropy, token_log_probs
+from med_model.training.pass_views import PassCounter, PassViews
 from med_model.training.retention import RETENTION_STEPS, Retention
+from med_model.training.similar_lengths import SimilarLengths
 
 
 @dataclass
@@ -136,3 +138,20 @@ class OurTrainer:
             batches = 1 if num_items_in_batch is None else self.args.gradient_accumulation_steps
             loss = loss + RETENTION_STEPS * self.retention.loss(self.model) / batches
         return loss
+
+
+class PassTrainer:
+    """A mixin for a Trainer. It reads views of the training data that differ from pass to pass.
+
+    With --train_sampling_strategy group_by_length, views of similar length share a batch.
+    """
+
+    def __init__(self, views: PassViews, **kwargs):
+        self.views = views
+        super().__init__(train_dataset=views.dataset(), **kwargs)
+        self.add_callback(PassCounter(views))
+
+    def _get_train_sampler(self, train_dataset=None):
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        return SimilarLengths(self.views, self.args.train_batch_size * self.args.gradient_accumulation_steps)

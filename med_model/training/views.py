@@ -18,14 +18,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from datasets import Dataset
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedTokenizerBase
 
 from med_model.data.noise import noisy_question
 from med_model.data.prompt import IGNORE, IM_END, Example, encode_text
 from med_model.errors import UserError
 from med_model.language import tr
 from med_model.training.joined_rows import JoinedRows
+from med_model.training.pass_views import PassViews
 
 WHOLE_ANSWERS = 10  # times per pass that an answer is read to its end; rarer answers are always whole
 ALPHABET = 1500  # the most frequent characters of the questions may replace another character
@@ -115,11 +115,10 @@ def _questions(example: Example, encoded: dict[str, list[int]], wordings: list[s
     return found
 
 
-class RowViews:
-    """Make the views of all SFT rows. `current_pass` counts the passes from 0; `PassCounter` sets it.
+class RowViews(PassViews):
+    """Make the views of all SFT rows. A view is a conversation of one row or more.
 
-    A view is a conversation of one row or more. Each row is in one view of a pass. A view is a function of its number,
-    the number of the pass and the seed. So a resumed run reads the same views as a run without a break.
+    Each row is in one view of a pass.
     """
 
     def __init__(
@@ -131,8 +130,8 @@ class RowViews:
         seed: int,
     ):
         """max_length: a changed question that makes its row longer than this many tokens is not used."""
-        self.tokenizer, self.options, self.max_length, self.seed = tokenizer, options, max_length, seed
-        self.current_pass = 0
+        super().__init__(seed)
+        self.tokenizer, self.options, self.max_length = tokenizer, options, max_length
         texts = [text for example in examples for text in _texts(example, "user")]
         counts = Counter(character for text in texts for character in text if not character.isspace())
         self.alphabet = [character for character, _ in counts.most_common(ALPHABET)]
@@ -172,9 +171,13 @@ class RowViews:
     def __len__(self) -> int:
         return len(self.joined)
 
+    def _lengths(self, view: int, number: int) -> list[int]:
+        """Return the number of tokens of each row of a view, before its questions change."""
+        return [self._end(self.rows[row].answers[-1], number) for row in self.joined.rows(view, number)]
+
     def length(self, view: int, number: int) -> int:
         """Return about the number of tokens of a view: before its questions change and its rows are joined."""
-        return sum(self._end(self.rows[row].answers[-1], number) for row in self.joined.rows(view, number))
+        return sum(self._lengths(view, number))
 
     def view(self, view: int, number: int) -> dict[str, list[int]]:
         """Return the input_ids and labels of a view in pass `number`.
@@ -194,8 +197,7 @@ class RowViews:
         """Return about how many rows are left out of pass `number`, because their conversation is too long."""
         count = 0
         for view in range(len(self)):
-            lengths = [self._end(self.rows[row].answers[-1], number) for row in self.joined.rows(view, number)]
-            totals = itertools.accumulate(reversed(lengths))
+            totals = itertools.accumulate(reversed(self._lengths(view, number)))
             count += sum(total > self.max_length for total in totals)
         return count
 
@@ -218,23 +220,3 @@ class RowViews:
             if len(ids) + len(new) - (end - start) <= self.max_length:
                 ids[start:end], labels[start:end] = new, [IGNORE] * len(new)
         return ids, labels
-
-    def dataset(self) -> Dataset:
-        """Return a dataset with `input_ids` and `labels`, the views of the current pass."""
-
-        def views(batch: dict[str, list[int]]) -> dict[str, list[list[int]]]:
-            made = [self.view(i, self.current_pass) for i in batch["view"]]
-            return {name: [view[name] for view in made] for name in ("input_ids", "labels")}
-
-        return Dataset.from_dict({"view": range(len(self))}).with_transform(views)
-
-
-class PassCounter(TrainerCallback):
-    """Tell the views which pass begins."""
-
-    def __init__(self, views: RowViews):
-        self.views = views
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        # In a run that is resumed in the middle of a pass, state.epoch is a fraction.
-        self.views.current_pass = int(state.epoch)

@@ -37,10 +37,9 @@ from med_model.training.muon import MUON_HELP, optimizers_for
 from med_model.training.preflight import preflight
 from med_model.training.progress import Workload
 from med_model.training.retention import RETENTION_TOKENS, RetentionArguments, new_retention
-from med_model.training.similar_lengths import SimilarLengths
 from med_model.training.stage import check_output, check_positions, finish, train
-from med_model.training.trainer import OurTrainer
-from med_model.training.views import PassCounter, RowViews, ViewArguments
+from med_model.training.trainer import OurTrainer, PassTrainer
+from med_model.training.views import RowViews, ViewArguments
 
 DESCRIPTION = tr("Supervised fine-tuning: teach the base model to answer.")
 BUNDLED = (paths.SFT_DATA, paths.HELDOUT_QUESTIONS)  # training data, held-out data
@@ -102,18 +101,8 @@ class SFTArguments(SFTConfig):
         self.dataset_kwargs = {"skip_prepare_dataset": True}  # `encode` makes the input_ids, not TRL
 
 
-class AnswerTrainer(OurTrainer, SFTTrainer):
+class AnswerTrainer(PassTrainer, OurTrainer, SFTTrainer):
     """Add our output layer (model/head.py), the KL regularization and the views of the rows to TRL's SFT trainer."""
-
-    def __init__(self, views: RowViews, **kwargs):
-        self.views = views
-        super().__init__(train_dataset=views.dataset(), **kwargs)
-        self.add_callback(PassCounter(views))
-
-    def _get_train_sampler(self, train_dataset=None):
-        if self.args.train_sampling_strategy != "group_by_length":
-            return super()._get_train_sampler(train_dataset)
-        return SimilarLengths(self.views, self.args.train_batch_size * self.args.gradient_accumulation_steps)
 
 
 def encode(

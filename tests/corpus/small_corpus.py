@@ -1,8 +1,8 @@
 """Provide a department with two topics for the tests of corpus/checks.py and corpus/rows.py."""
 
 import yaml
-from checks import check_corpus
 
+from checks import check_corpus
 from med_model import paths
 
 

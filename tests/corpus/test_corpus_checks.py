@@ -5,9 +5,10 @@ import re
 
 import pytest
 import yaml
+from small_corpus import good_department
+
 from checks import check_corpus
 from overlap import check_repetition
-from small_corpus import good_department
 from text import sentences
 
 

@@ -4,18 +4,18 @@ import json
 from collections import Counter
 from pathlib import Path
 
-import build
 import pytest
 import yaml
-from pairs import COMPOSED_FLAWS
-from text import characters, sentences, shingles
-from wordings import REGISTERS
 
+import build
 from med_model import paths
 from med_model.data.records import Pair, pair_of
 from med_model.measures.baseline import read_training
 from med_model.measures.facts import count_facts, holds
 from med_model.measures.safety import declines, declines_dose, names_help_line
+from pairs import COMPOSED_FLAWS
+from text import characters, sentences, shingles
+from wordings import REGISTERS
 
 DATASETS = ("pre_training/dataset", "sft/dataset", "dpo/dataset")
 

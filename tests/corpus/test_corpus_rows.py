@@ -6,12 +6,12 @@ from collections import Counter
 
 import pytest
 import yaml
-from pairs import composed_rejection
-from rows import Written, rows_by_file
 from small_corpus import good_department
-from turns import wordings_of
 
 from med_model import paths
+from pairs import composed_rejection
+from rows import Written, rows_by_file
+from turns import wordings_of
 
 
 @pytest.fixture(scope="module")

@@ -3,15 +3,15 @@
 import copy
 from types import SimpleNamespace
 
-import dpo_train
 import numpy as np
-import run_pretraining
-import sft_train
 import torch
 from conftest import ADVICE, DISEASES
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerState
 
+import dpo_train
+import run_pretraining
+import sft_train
 from med_model.data.prompt import IGNORE, EncodedPair, Example
 from med_model.model.quiet import expect_tied_head
 from med_model.training.muon import optimizers_for

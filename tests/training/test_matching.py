@@ -1,10 +1,10 @@
 """Check training/matching.py: a model learns to tell from a question which answer it asks for."""
 
 import pytest
-import sft_train
 import torch
 from conftest import ADVICE, DISEASES
 
+import sft_train
 from med_model.data.prompt import IGNORE, training_example
 from med_model.errors import UserError
 from med_model.training.matching import AnswerClassifier, MatchingArguments, QuestionViews, collate, match
