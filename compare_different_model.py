@@ -154,7 +154,6 @@ def print_measures(figures: Figures, differences: Changes, every: bool) -> None:
     say()
     print_table = print_all if every else print_summary
     print_table(figures, differences)
-    say()
     print_stages(figures, differences)
     say()
     form = "问：…答："

@@ -32,6 +32,7 @@ from med_model.measures.heldout import read_heldout
 from med_model.measures.interval import figure
 from med_model.measures.record import check_record, new_record
 from med_model.measures.scales import scale
+from med_model.measures.table import print_rows
 from med_model.model.directory import load_model
 from med_model.screen import say
 
@@ -119,15 +120,15 @@ def wanted_size(start: float, slope: float, share: float) -> float:
 
 def print_curve(records: dict[Cell, dict], of: str, sizes: dict[Cell, int]) -> None:
     """Print the mean of each measure over the seeds, and the range, for each size. sizes: {cell: size}."""
-    say()
-    say("  ".join([of, *(scale(key).title for key in MEASURES)]))
+    rows = [[of, *(scale(key).title for key in MEASURES)]]
     for size in sorted(set(sizes.values())):
         found = [records[cell]["figures"][MODEL] for cell in sizes if sizes[cell] == size]
-        shown = [f"{size:>4}"]
+        rows.append([f"{size:,}"])
         for key in MEASURES:
             values, form = [figures[key]["value"] for figures in found], scale(key).format
-            shown.append(f"{statistics.mean(values):{form}} ({min(values):{form}} – {max(values):{form}})")
-        say("  ".join(shown))
+            rows[-1].append(f"{statistics.mean(values):{form}} ({min(values):{form}} – {max(values):{form}})")
+    say()
+    print_rows(rows)
 
 
 def print_study(records: dict[Cell, dict]) -> None:

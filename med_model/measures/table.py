@@ -138,8 +138,10 @@ def print_stages(figures: Figures, changes: Changes) -> None:
     """Print in words what each stage changed: up to three lines per stage.
 
     The lines name the measures of SUMMARY that became better, that became worse and that stayed the same within the
-    noise. After a measure stand the values of the models before and after the stage.
+    noise. After a measure stand the values of the models before and after the stage. A blank line comes before the
+    first line.
     """
+    lines = []
     for (before, after), change in changes.items():
         if before == BASELINE:
             continue
@@ -147,10 +149,13 @@ def print_stages(figures: Figures, changes: Changes) -> None:
         for key in [key for key in SUMMARY if key in change]:
             values = [format(figures[model][key].value, scale(key).format) for model in (before, after)]
             named[change_word(key, change[key])].append(f"{scale(key).name} {' → '.join(values)}")
-        say(f"{title_of(before)} → {title_of(after)}")
+        if any(named.values()):
+            lines.append(f"{title_of(before)} → {title_of(after)}")
         for word, measures in named.items():
             if measures:
-                say("  " + tr("{word}: {measures}", word=word, measures=tr(", ").join(measures)))
+                lines.append("  " + tr("{word}: {measures}", word=word, measures=tr(", ").join(measures)))
+    if lines:
+        say("\n".join(["", *lines]))
 
 
 def print_all(figures: Figures, changes: Changes) -> None:

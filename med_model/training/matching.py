@@ -2,8 +2,8 @@
 
 In SFT the first token of an answer is one of sixty, and many answers begin with the same token. So SFT teaches the
 matching slowly, and mostly sentence by sentence. Here one more linear layer predicts the number of the answer from the
-hidden state that will predict its first token. The layer is thrown away; what the model has learned stays. It costs a
-quarter of the time of SFT (docs/en/recipes.md).
+hidden state that will predict its first token, and another one from the mean of the token embeddings. The layers are
+thrown away; what the model has learned stays. It costs a quarter of the time of SFT (docs/en/recipes.md).
 """
 
 from collections.abc import Sequence
@@ -19,15 +19,17 @@ from med_model.language import tr
 from med_model.screen import say
 from med_model.training.muon import optimizers_for
 from med_model.training.pass_views import PassViews
-from med_model.training.progress import ProgressLine, remove_library_progress
+from med_model.training.progress import ProgressLine, TimeLeft, Workload, remove_library_progress
+from med_model.training.stage import train_in_memory
 from med_model.training.trainer import PassTrainer
-from med_model.training.views import RowViews
+from med_model.training.views import RowViews, spans_of_answers
 
-BATCH = 32  # questions
 INITIAL_DEVIATION = 0.02  # standard deviation of the initial weights, as in GPT-2
 # The matching takes these options of SFT over. Its optimizer is that of SFT, too.
 COPIED = (
     "output_dir",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
     "learning_rate",
     "lr_scheduler_type",
     "warmup_steps",
@@ -57,76 +59,103 @@ class MatchingArguments:
 
 
 class QuestionViews(PassViews):
-    """Show the questions of the rows that have one question, in another form in each pass, without their answers."""
+    """Show the conversations of SFT in another form in each pass, up to the start of their last answer."""
 
     def __init__(self, views: RowViews):
         super().__init__(views.seed)
         self.views = views
-        self.rows = [row for row, full in enumerate(views.rows) if len(full.questions) == len(full.answers) == 1]
-        texts = [tuple(label for label in views.rows[row].labels if label != IGNORE) for row in self.rows]
-        numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
-        self.answers = [numbers[text] for text in texts]  # the number of the answer of each row
+        texts = [[tuple(row.input_ids[a.start : a.end]) for a in row.answers] for row in views.rows]
+        numbers = {text: i for i, text in enumerate(dict.fromkeys(text for row in texts for text in row))}
+        self.answers = [[numbers[text] for text in row] for row in texts]  # the numbers of the answers of each row
         self.distinct = len(numbers)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.views)
 
-    def length(self, i: int, number: int) -> int:
-        """Return about the number of tokens of a view in any pass: before its question changes."""
-        return self.views.rows[self.rows[i]].answers[0].start
+    def length(self, view: int, number: int) -> int:
+        """Return about the number of tokens of a view in pass `number`."""
+        last = self.views.joined.rows(view, _other(number))[-1]
+        return sum(self.views.lengths(view, _other(number))[:-1]) + self.views.rows[last].answers[-1].start
 
-    def view(self, i: int, number: int) -> dict:
-        """Return the input_ids up to the answer in pass `number`, and the number of the answer as `labels`."""
-        # Other numbers than those of the passes of SFT give other changes.
-        ids, labels = self.views.row_view(self.rows[i], -1 - number)
-        first = next(place for place, label in enumerate(labels) if label != IGNORE)
-        return {"input_ids": ids[:first], "labels": self.answers[i]}
+    def view(self, view: int, number: int) -> dict:
+        """Return the `input_ids` of a view in pass `number`, and for each of its answers, as `labels`, three numbers.
+
+        These are the start of its row, its own start, both as places in the input_ids, and the number of the answer.
+        """
+        ids, labels = [], []
+        for row, row_ids, row_labels in self.views.row_views(view, _other(number)):
+            starts = [len(ids) + start for start, _ in spans_of_answers(row_labels)]
+            labels += [(len(ids), *answer) for answer in zip(starts, self.answers[row], strict=True)]
+            ids += row_ids
+        return {"input_ids": ids[: labels[-1][1]], "labels": labels}
+
+
+def _other(number: int) -> int:
+    """Return a number that no pass of SFT has, so that the views differ from those of SFT."""
+    return -1 - number
 
 
 def collate(rows: Sequence[dict]) -> dict[str, Tensor]:
-    """Return input_ids (batch, seq), padded on the right with 0, lengths (batch,) and labels (batch,)."""
-    ids = [torch.tensor(row["input_ids"]) for row in rows]
+    """Return input_ids (batch, seq), padded on the right with 0, and labels (batch, answers, 3), with IGNORE."""
+    ids, labels = ([torch.tensor(row[name]) for row in rows] for name in ("input_ids", "labels"))
     return {
         "input_ids": nn.utils.rnn.pad_sequence(ids, batch_first=True),
-        "lengths": torch.tensor([len(row) for row in ids]),
-        "labels": torch.tensor([row["labels"] for row in rows]),
+        "labels": nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=IGNORE),
     }
 
 
 class AnswerClassifier(nn.Module):
-    """Predict the number of an answer from the last hidden state of its question. `model` is trained too."""
+    """Predict the numbers of the answers that the rows of conversations ask for. `model` is trained too.
+
+    There are two predictions, and the loss is the sum of both. One is made from the last hidden state before an
+    answer, as SFT predicts the first token. The other one is made from the mean of the token embeddings of the row up
+    to there. It makes each word tell what it is about, wherever it stands, as in a search; new wordings need that.
+    """
 
     def __init__(self, model: PreTrainedModel, answers: int):
         super().__init__()
         self.model = model
-        self.weight = nn.Parameter(torch.randn(answers, model.config.n_embd) * INITIAL_DEVIATION)
+        shape = (answers, model.config.n_embd)
+        self.from_hidden = nn.Parameter(torch.randn(shape) * INITIAL_DEVIATION)
+        self.from_words = nn.Parameter(torch.randn(shape) * INITIAL_DEVIATION)
 
-    def forward(self, input_ids: Tensor, lengths: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Return the mean cross-entropy in nats and the logits, (batch, answers). For the shapes see `collate`."""
+    def forward(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Return the loss in nats and the logits from the hidden states, (answers of the batch, all answers).
+
+        For the shapes see `collate`.
+        """
+        place, answer = (labels[..., 0] != IGNORE).nonzero(as_tuple=True)
+        start, end, number = labels[place, answer].unbind(-1)
         # Causal attention never looks to the right, so no question sees its padding.
-        hidden = self.model.base_model(input_ids, use_cache=False).last_hidden_state
-        last = hidden[torch.arange(len(lengths), device=hidden.device), lengths - 1]
-        logits = last.float() @ self.weight.T
-        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+        hidden = self.model.base_model(input_ids, use_cache=False).last_hidden_state[place, end - 1]
+        sums = nn.functional.pad(self.model.get_input_embeddings()(input_ids).float().cumsum(1), (0, 0, 1, 0))
+        words = nn.functional.layer_norm(sums[place, end] - sums[place, start], hidden.shape[-1:])
+        logits = hidden.float() @ self.from_hidden.T
+        loss = nn.functional.cross_entropy(logits, number)
+        loss = loss + nn.functional.cross_entropy(words @ self.from_words.T, number)
+        return {"loss": loss, "logits": logits}
 
 
 class MatchingTrainer(PassTrainer, Trainer):
     """Add the views of the questions to Hugging Face's Trainer."""
 
 
-def match(model: PreTrainedModel, views: RowViews, training: TrainingArguments, passes: float) -> None:
+def match(
+    model: PreTrainedModel, views: RowViews, training: TrainingArguments, passes: float, dry_run: bool = False
+) -> None:
     """Train the model to tell which answer a question asks for. Print the progress, and save nothing.
 
-    training: the options of SFT. With equal answers for all rows, or without rows of one question, do nothing.
+    training: the options of SFT. dry_run: print the time that it takes, and stop after four steps. With equal answers
+    for all rows, do nothing. Raise UserError if the memory of a GPU is too small.
     """
     questions = QuestionViews(views)
     if not passes or questions.distinct < 2:
         return
-    say(tr("Matching: {rows:,} questions, {answers:,} answers.", rows=len(questions), answers=questions.distinct))
+    rows = sum(len(answers) for answers in questions.answers)
+    say(tr("Matching: {rows:,} questions, {answers:,} answers.", rows=rows, answers=questions.distinct))
     arguments = TrainingArguments(
         **{name: getattr(training, name) for name in COPIED},
         num_train_epochs=passes,
-        per_device_train_batch_size=BATCH,
         train_sampling_strategy="group_by_length",
         remove_unused_columns=False,
         save_strategy="no",
@@ -142,5 +171,8 @@ def match(model: PreTrainedModel, views: RowViews, training: TrainingArguments, 
         optimizers=optimizers_for(classifier, training),
     )
     remove_library_progress(trainer)
-    trainer.add_callback(ProgressLine())
-    trainer.train()
+    if not dry_run:
+        trainer.add_callback(ProgressLine())
+    lengths = [questions.length(view, 0) for view in range(len(questions))]
+    trainer.add_callback(TimeLeft(trainer, Workload(tokens=sum(lengths), longest=max(lengths)), dry_run))
+    train_in_memory(trainer)

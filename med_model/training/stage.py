@@ -181,13 +181,18 @@ def train(
             trainer.add_callback(callback)
     trainer.add_callback(TimeLeft(trainer, workload, stage.dry_run))
     start = time.time()
+    train_in_memory(trainer, checkpoint)
+    return time.time() - start
+
+
+def train_in_memory(trainer: Trainer, checkpoint: str | None = None) -> None:
+    """Train, and raise UserError if the memory of a GPU is too small. For `checkpoint` see `train`."""
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
     except torch.OutOfMemoryError as error:
         raise UserError(
             tr("The memory of the GPU is too small. {advice}", advice=smaller_batch(trainer.args))
         ) from error
-    return time.time() - start
 
 
 def finish(

@@ -59,8 +59,8 @@ class ViewArguments:
             raise UserError(tr("--question_noise {found:g} is not from 0 to 0.5.", found=self.question_noise))
         if self.answer_tokens < 0:
             raise UserError(tr("--answer_tokens {found} is below 0.", found=self.answer_tokens))
-        if not 0 <= self.later_turns <= 0.75:
-            raise UserError(tr("--later_turns {found:g} is not from 0 to 0.75.", found=self.later_turns))
+        if not 0 <= self.later_turns <= 0.6:
+            raise UserError(tr("--later_turns {found:g} is not from 0 to 0.6.", found=self.later_turns))
 
 
 class _Question(NamedTuple):
@@ -91,7 +91,7 @@ class _Row(NamedTuple):
     opens: bool  # True if it begins with a system message: it follows no other row
 
 
-def _spans_of_answers(labels: list[int]) -> list[tuple[int, int]]:
+def spans_of_answers(labels: list[int]) -> list[tuple[int, int]]:
     """Return start and end of each run of labels other than IGNORE."""
     marked = [IGNORE, *labels, IGNORE]
     edges = [i for i in range(len(labels) + 1) if (marked[i] == IGNORE) != (marked[i + 1] == IGNORE)]
@@ -154,7 +154,7 @@ class RowViews(PassViews):
         for row, example in enumerate(examples):
             answers = _texts(example, "assistant")
             questions = _questions(example, encoded, wordings[answers[0]] if len(answers) == 1 else [])
-            spans = enumerate(_spans_of_answers(example.labels))
+            spans = enumerate(spans_of_answers(example.labels))
             answers = [_Answer(*span, *turns[row, number]) for number, span in spans]
             opens = example.messages[0]["role"] == "system"
             self.rows.append(_Row(example.input_ids, example.labels, questions, answers, opens))
@@ -171,37 +171,45 @@ class RowViews(PassViews):
     def __len__(self) -> int:
         return len(self.joined)
 
-    def _lengths(self, view: int, number: int) -> list[int]:
+    def lengths(self, view: int, number: int) -> list[int]:
         """Return the number of tokens of each row of a view, before its questions change."""
         return [self._end(self.rows[row].answers[-1], number) for row in self.joined.rows(view, number)]
 
     def length(self, view: int, number: int) -> int:
         """Return about the number of tokens of a view: before its questions change and its rows are joined."""
-        return sum(self._lengths(view, number))
+        return sum(self.lengths(view, number))
 
     def view(self, view: int, number: int) -> dict[str, list[int]]:
-        """Return the input_ids and labels of a view in pass `number`.
+        """Return the input_ids and labels of a view in pass `number`."""
+        ids, labels = [], []
+        for _, row_ids, row_labels in self.row_views(view, number):
+            ids, labels = ids + row_ids, labels + row_labels
+        return {"input_ids": ids, "labels": labels}
+
+    def row_views(self, view: int, number: int) -> list[tuple[int, list[int], list[int]]]:
+        """Return the rows of a view in pass `number`, each with its number, its input_ids and its labels.
 
         If its rows are too long together, the first ones are left out of this pass.
         """
-        ids, labels = [], []
+        found, tokens = [], 0
         for row in reversed(self.joined.rows(view, number)):
-            first_ids, first_labels = self.row_view(row, number)
-            between = [] if not ids else self.newline if first_ids[-1] == self.stop else [self.stop, *self.newline]
-            if ids and len(first_ids) + len(between) + len(ids) > self.max_length:
+            ids, labels = self._row_view(row, number)
+            between = [] if not found else self.newline if ids[-1] == self.stop else [self.stop, *self.newline]
+            tokens += len(ids) + len(between)
+            if found and tokens > self.max_length:
                 break
-            ids, labels = first_ids + between + ids, first_labels + [IGNORE] * len(between) + labels
-        return {"input_ids": ids, "labels": labels}
+            found.insert(0, (row, ids + between, labels + [IGNORE] * len(between)))
+        return found
 
     def left_out(self, number: int) -> int:
         """Return about how many rows are left out of pass `number`, because their conversation is too long."""
         count = 0
         for view in range(len(self)):
-            totals = itertools.accumulate(reversed(self._lengths(view, number)))
+            totals = itertools.accumulate(reversed(self.lengths(view, number)))
             count += sum(total > self.max_length for total in totals)
         return count
 
-    def row_view(self, row: int, number: int) -> tuple[list[int], list[int]]:
+    def _row_view(self, row: int, number: int) -> tuple[list[int], list[int]]:
         """Return the input_ids and labels of a row in pass `number`.
 
         The last answer is cut. An earlier answer stays, because the next question follows from it; only its labels

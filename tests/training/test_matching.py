@@ -24,7 +24,7 @@ def views(tokenizer):
     rows = [conversation(disease + ending, answer) for disease, answer in ANSWERS.items() for ending in ENDINGS]
     rows.append(rows[0] + rows[-1])
     examples = [training_example(tokenizer, messages, 512) for messages in rows]
-    return RowViews(tokenizer, examples, ViewArguments(question_noise=0.0), 512, 1)
+    return RowViews(tokenizer, examples, ViewArguments(question_noise=0.0, later_turns=0.0), 512, 1)
 
 
 @pytest.fixture
@@ -34,26 +34,42 @@ def training(tmp_path):
     )
 
 
-def test_a_view_is_a_question_up_to_its_answer_with_the_number_of_the_answer(views, tokenizer):
+def test_a_view_ends_where_its_last_answer_begins_and_numbers_all_answers(views, tokenizer):
     questions = QuestionViews(views)
-    assert len(questions) == 3 * len(DISEASES), "the conversation is left out"
     assert questions.distinct == len(ANSWERS)
     for i in range(len(questions)):
         view = questions.view(i, 0)
         assert tokenizer.decode(view["input_ids"]).endswith("<|im_end|>\n<|im_start|>assistant\n")
         assert len(view["input_ids"]) == questions.length(i, 0)
-    numbers = [questions.view(i, 0)["labels"] for i in range(len(questions))]
-    assert numbers == [i // 3 for i in range(len(questions))]
+        row = views.rows[i]
+        assert [start for _, start, _ in view["labels"]] == [answer.start for answer in row.answers]
+        assert {start for start, _, _ in view["labels"]} == {0}, "a view of one row"
+    numbers = [[number for _, _, number in questions.view(i, 0)["labels"]] for i in range(len(questions))]
+    assert numbers == [*([i // 3] for i in range(3 * len(DISEASES))), [0, len(DISEASES) - 1]]
+
+
+def test_joined_rows_have_their_own_starts(tokenizer):
+    examples = [training_example(tokenizer, conversation(d + ENDINGS[0], ANSWERS[d]), 512) for d in DISEASES]
+    questions = QuestionViews(
+        RowViews(tokenizer, examples, ViewArguments(question_noise=0.0, later_turns=0.6), 512, 1)
+    )
+    joined = [view for view in (questions.view(i, 0) for i in range(len(questions))) if len(view["labels"]) > 1]
+    assert joined
+    for view in joined:
+        for start, end, number in view["labels"]:
+            question = DISEASES[number] + ENDINGS[0]
+            prompt = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+            assert tokenizer.decode(view["input_ids"][start:end]) == prompt
 
 
 def test_questions_change_from_pass_to_pass_and_not_as_in_sft(tokenizer, views):
     examples = [training_example(tokenizer, conversation(d + ENDINGS[0], ANSWERS[d]), 512) for d in DISEASES]
-    noisy = RowViews(tokenizer, examples, ViewArguments(question_noise=0.3), 512, 1)
+    noisy = RowViews(tokenizer, examples, ViewArguments(question_noise=0.3, later_turns=0.0), 512, 1)
     questions = QuestionViews(noisy)
     shown = [[tuple(questions.view(i, number)["input_ids"]) for i in range(len(questions))] for number in (0, 1)]
     in_sft = []
     for i in range(len(questions)):
-        ids, labels = noisy.row_view(i, 0)
+        ids, labels = noisy.view(i, 0).values()
         in_sft.append(tuple(id_ for id_, label in zip(ids, labels, strict=True) if label == IGNORE))
     assert shown[0] != shown[1] and in_sft not in shown
 
@@ -61,15 +77,16 @@ def test_questions_change_from_pass_to_pass_and_not_as_in_sft(tokenizer, views):
 def test_matching_brings_wordings_of_one_answer_together(views, random_gpt2, training):
     model = random_gpt2(positions=512, initializer_range=0.02)
     keys, questions = set(model.state_dict()), QuestionViews(views)
-    batch = collate([questions.view(i, 0) for i in range(len(questions))])
+    batch = collate([questions.view(i, 0) for i in range(3 * len(DISEASES))])  # without the conversation
+    _, end, number = batch["labels"][:, 0].unbind(-1)
 
     @torch.no_grad()
     def nearest_is_the_same_answer() -> float:
         """Return the share of the questions whose nearest other question has the same answer."""
         hidden = model.base_model(batch["input_ids"]).last_hidden_state
-        last = hidden[torch.arange(len(hidden)), batch["lengths"] - 1]
+        last = hidden[torch.arange(len(hidden)), end - 1]
         distances = torch.cdist(last, last).fill_diagonal_(torch.inf)
-        return (batch["labels"][distances.argmin(1)] == batch["labels"]).float().mean().item()
+        return (number[distances.argmin(1)] == number).float().mean().item()
 
     before = nearest_is_the_same_answer()
     match(model, views, training, 100)
@@ -94,6 +111,12 @@ def test_no_passes_and_no_choice_leave_the_model_as_it_is(views, tokenizer, rand
     match(model, views, training, 0)
     match(model, RowViews(tokenizer, [example], ViewArguments(), 512, 1), training, 3)
     assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
+
+
+def test_a_dry_run_prints_the_time_and_stops(views, random_gpt2, training, capsys):
+    match(random_gpt2(positions=512), views, training, 100, dry_run=True)
+    printed = capsys.readouterr().out
+    assert "Time left: about" in printed and "loss" not in printed
 
 
 def test_matching_arguments_refuse_a_number_below_zero():

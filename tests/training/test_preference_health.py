@@ -112,15 +112,15 @@ def test_preference_health_warns_of_falling_chosen_answers_and_of_drift_at_a_hug
 @pytest.mark.parametrize(
     ("entries", "warned"),
     [
-        (rewards(0.01, 0.0, 9), None),  # 9 steps are less than a third of 30: no check yet
-        (rewards(0.01, 0.0, 10), "on training pairs is 0.0100 at step 10"),
-        (rewards(0.0, 0.01, 10), "on training pairs is -0.0100 at step 10"),  # a margin of -0.01 is near 0 too
-        (rewards(0.03, 0.0, 10), None),
-        (rewards(0.0, 0.03, 10), None),
-        (rewards(0.03, 0.0, 10) + rewards(0.01, 0.0, prefix="eval_"), "on held-out pairs is 0.0100 at step 11"),
+        (rewards(0.01, 0.0, 19), None),  # 19 steps are less than two thirds of 30: no check yet
+        (rewards(0.01, 0.0, 20), "on training pairs is 0.0100 at step 20"),
+        (rewards(0.0, 0.01, 20), "on training pairs is -0.0100 at step 20"),  # a margin of -0.01 is near 0 too
+        (rewards(0.03, 0.0, 20), None),
+        (rewards(0.0, 0.03, 20), None),
+        (rewards(0.03, 0.0, 20) + rewards(0.01, 0.0, prefix="eval_"), "on held-out pairs is 0.0100 at step 21"),
     ],
 )
-def test_preference_health_warns_of_a_flat_margin_after_a_third_of_the_steps(entries, warned):
+def test_preference_health_warns_of_a_flat_margin_after_two_thirds_of_the_steps(entries, warned):
     lines = replay(PreferenceHealth(HealthLines()), entries, 30)
     assert len(lines) == (warned is not None)
     assert all(f"the reward margin {warned}, " in line for line in lines)
@@ -131,23 +131,24 @@ def test_preference_health_ignores_an_evaluation_before_the_training():
 
 
 @pytest.mark.parametrize(
-    ("beta", "entries", "warned"),
+    ("beta", "entries", "steps", "warned"),
     [
-        (0.02, rewards(-0.6, -2.0, 3), True),
-        (0.02, rewards(-0.6, -2.0, 2), False),  # too few logs
-        (0.02, rewards(-0.4, -2.0, 3), False),
-        (0.02, rewards(-0.6, 0.1, 3), False),  # the rejected answers become more likely: a fault not checked here
+        (0.02, rewards(-3.2, -9.0, 3), 4, True),
+        (0.02, rewards(-3.2, -9.0, 3), 5, False),  # before two thirds of the steps they fall in healthy runs too
+        (0.02, rewards(-3.2, -9.0, 2), 3, False),  # too few logs
+        (0.02, rewards(-2.8, -9.0, 3), 4, False),
+        (0.02, rewards(-3.2, 0.1, 3), 4, False),  # the rejected answers become more likely: a fault not checked here
         # on held-out pairs, the reward of the chosen answers falls in healthy runs too
-        (0.02, rewards(-1.3, -2.0, 3, prefix="eval_"), False),
-        (0.005, rewards(-0.15, -2.0, 3), True),  # reward / beta is -30 nats, as in the first case
-        (0.005, rewards(-0.1, -2.0, 3), False),
+        (0.02, rewards(-9.3, -11.0, 3, prefix="eval_"), 4, False),
+        (0.005, rewards(-0.8, -2.0, 3), 4, True),  # reward / beta is -160 nats, as in the first case
+        (0.005, rewards(-0.7, -2.0, 3), 4, False),
     ],
 )
-def test_preference_health_warns_of_chosen_answers_that_fall_by_many_nats(beta, entries, warned):
+def test_preference_health_warns_of_chosen_answers_that_fall_by_many_nats(beta, entries, steps, warned):
     loss = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 4.0], "beta": beta}
-    lines = replay(PreferenceHealth(HealthLines()), entries, 1000, **loss)
+    lines = replay(PreferenceHealth(HealthLines()), entries, steps, **loss)
     assert bool(lines) == warned
-    assert all("(-30 nats per answer)" in line and "(now sigmoid 1, sft 4)" in line for line in lines)
+    assert all("(-160 nats per answer)" in line and "(now sigmoid 1, sft 4)" in line for line in lines)
 
 
 @pytest.fixture
