@@ -11,9 +11,7 @@ class JoinedRows:
     """Divide the rows into conversations, in each pass anew. Each row is in one conversation of a pass.
 
     The rows of a conversation are a function of its number, the number of the pass and the seed. Every pass has the
-    same number of conversations. A row that opens a conversation is the only row of its conversation. Of the
-    conversations of several rows, each number of rows from 2 to MOST_JOINED is equally frequent: if each row had the
-    same chance to be followed, few rows would be fourth turns.
+    same number of conversations. A row that opens a conversation is the only row of its conversation.
     """
 
     def __init__(self, opens: Sequence[bool], later_turns: float, seed: int):
@@ -22,11 +20,10 @@ class JoinedRows:
         self.order = functools.lru_cache(maxsize=2)(self._order)  # the orders of this pass and of the one before
         self.bounds: list[tuple[int, int]] = []  # places of the rows of each conversation in the order of a pass
         rng, joined, start = random.Random(f"{seed} bounds"), len(opens) - sum(opens), 0
-        # A conversation of several rows has MOST_JOINED / 2 later turns on average.
-        several = later_turns / (1 - later_turns) / (MOST_JOINED / 2)  # the share of these conversations
         while start < len(opens):
-            rows = rng.randint(2, MOST_JOINED) if rng.random() < several else 1
-            end = max(start + 1, min(start + rows, joined))
+            end, last = start + 1, min(start + MOST_JOINED, joined)
+            while end < last and rng.random() < later_turns:
+                end += 1
             self.bounds.append((start, end))
             start = end
 

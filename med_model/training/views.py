@@ -59,8 +59,8 @@ class ViewArguments:
             raise UserError(tr("--question_noise {found:g} is not from 0 to 0.5.", found=self.question_noise))
         if self.answer_tokens < 0:
             raise UserError(tr("--answer_tokens {found} is below 0.", found=self.answer_tokens))
-        if not 0 <= self.later_turns <= 0.6:
-            raise UserError(tr("--later_turns {found:g} is not from 0 to 0.6.", found=self.later_turns))
+        if not 0 <= self.later_turns <= 0.75:
+            raise UserError(tr("--later_turns {found:g} is not from 0 to 0.75.", found=self.later_turns))
 
 
 class _Question(NamedTuple):

@@ -104,6 +104,18 @@ def test_padding_changes_no_prediction(views, random_gpt2):
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
 
 
+def test_the_second_layer_sees_the_words_of_its_row_in_any_order_and_no_others(random_gpt2):
+    classifier = AnswerClassifier(random_gpt2(positions=512), 3).eval()
+    classifier.from_hidden.data.zero_()
+
+    @torch.no_grad()
+    def loss(*ids: int) -> float:
+        return classifier(torch.tensor([ids]), torch.tensor([[[2, 5, 1]]]))["loss"].item()
+
+    assert loss(5, 6, 7, 8, 9) == pytest.approx(loss(11, 12, 8, 9, 7), abs=1e-5)
+    assert loss(5, 6, 7, 8, 9) != pytest.approx(loss(5, 6, 7, 8, 10), abs=1e-3)
+
+
 def test_no_passes_and_no_choice_leave_the_model_as_it_is(views, tokenizer, random_gpt2, training):
     model = random_gpt2(positions=512)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}

@@ -198,7 +198,7 @@ def test_similar_lengths_draws_every_row_once_in_another_order_each_pass(make_vi
 
 
 @pytest.mark.parametrize(
-    "option", [{"question_noise": 0.6}, {"question_noise": -0.1}, {"answer_tokens": -1}, {"later_turns": 0.61}]
+    "option", [{"question_noise": 0.6}, {"question_noise": -0.1}, {"answer_tokens": -1}, {"later_turns": 0.8}]
 )
 def test_view_arguments_name_an_option_that_is_out_of_range(option):
     with pytest.raises(UserError, match=f"--{next(iter(option))} {next(iter(option.values()))}"):
