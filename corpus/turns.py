@@ -20,6 +20,9 @@ PER_TOPIC = {
     "system": 1,
 }
 THANKS_ITEM = "致谢"
+# Wordings of these registers tell who asks, how old and what happened. The answer to a follow-up does not reckon with
+# that, so they are no first turn before another question.
+PERSONAL = ("story", "elderly", "relative")
 
 Questions = dict[str, dict]  # {item: question}; an item is, for example, 高血压/1
 
@@ -31,6 +34,12 @@ def turn(question: str, answer: str) -> list[dict]:
 def wordings_of(question: dict) -> list[str]:
     """Return the training wordings of a question, of all registers (kinds of wording)."""
     return list(itertools.chain(*question["wordings"].values()))
+
+
+def impersonal_wordings_of(question: dict) -> list[str]:
+    """Return the training wordings of a question without those of PERSONAL registers, or all if there are no others."""
+    others = [texts for register, texts in question["wordings"].items() if register not in PERSONAL]
+    return list(itertools.chain(*others)) or wordings_of(question)
 
 
 def marks_of(question: dict) -> dict:
@@ -65,7 +74,8 @@ class TopicTurns:
     def _first(self, *later: str) -> list[dict]:
         """Return the first turn of a conversation. later: the items (question ids) of the later turns, in order."""
         question = self.questions[self._earlier(*later)]
-        return turn(self.rng.choice(wordings_of(question)), question["answer"])
+        wordings = impersonal_wordings_of(question) if later else wordings_of(question)
+        return turn(self.rng.choice(wordings), question["answer"])
 
     def _row(self, item: str, marks: dict, *turns: list[dict], topic: str | None = None) -> dict:
         return {"messages": list(itertools.chain(*turns)), "item": item, "topic": topic or self.topic, **marks}
