@@ -37,7 +37,7 @@ def wordings_of(question: dict) -> list[str]:
 
 
 def impersonal_wordings_of(question: dict) -> list[str]:
-    """Return the training wordings of a question without those of PERSONAL registers, or all if there are no others."""
+    """Return the training wordings that are not of PERSONAL registers, or all if there are no others."""
     others = [texts for register, texts in question["wordings"].items() if register not in PERSONAL]
     return list(itertools.chain(*others)) or wordings_of(question)
 
@@ -74,8 +74,7 @@ class TopicTurns:
     def _first(self, *later: str) -> list[dict]:
         """Return the first turn of a conversation. later: the items (question ids) of the later turns, in order."""
         question = self.questions[self._earlier(*later)]
-        wordings = impersonal_wordings_of(question) if later else wordings_of(question)
-        return turn(self.rng.choice(wordings), question["answer"])
+        return turn(self.rng.choice(impersonal_wordings_of(question)), question["answer"])
 
     def _row(self, item: str, marks: dict, *turns: list[dict], topic: str | None = None) -> dict:
         return {"messages": list(itertools.chain(*turns)), "item": item, "topic": topic or self.topic, **marks}

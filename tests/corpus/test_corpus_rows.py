@@ -11,7 +11,7 @@ from small_corpus import good_department
 from med_model import paths
 from pairs import composed_rejection
 from rows import Written, rows_by_file
-from turns import wordings_of
+from turns import PERSONAL, wordings_of
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +98,25 @@ def test_every_followup_is_asked_once_after_another_question_of_the_topic(good, 
         for question in topic["questions"]:
             assert [asked[text] for text in question.get("followups", [])] == [1] * len(question.get("followups", []))
             assert wordings_of(question)
+
+
+def test_no_personal_story_comes_before_another_question(good, written):
+    questions = [question for topic in good["topics"] for question in topic["questions"]]
+    item_of = {question["answer"]: number for number, question in enumerate(questions)}
+    register_of = {
+        wording: register
+        for question in questions
+        for register, wordings in question["wordings"].items()
+        for wording in wordings
+    }
+    firsts = Counter()
+    for rows in rows_by_file([good], written).values():
+        for row in rows:
+            first, answer, *_, last = row.get("messages", [{"content": ""}] * 3)
+            if first["content"] in register_of and {answer["content"], last["content"]} <= item_of.keys():
+                other = item_of[answer["content"]] != item_of[last["content"]]
+                firsts[other, register_of[first["content"]] in PERSONAL] += 1
+    assert firsts[True, False] and firsts[False, True] and not firsts[True, True]
 
 
 def test_a_refusal_is_the_good_answer_of_a_pair_out_of_scope(good, written):
