@@ -58,7 +58,7 @@ class DataArguments(RetentionArguments):
     retention: float = 2.0
     retention_model: str | None = str(paths.BASE_MODEL)  # the base model predicts text better than the SFT model
     interpolation: float = field(
-        default=0.75,  # docs/en/recipes.md has the measurements for this option and the next one
+        default=0.3,  # docs/en/recipes.md has the measurements for this option and the next one
         metadata={"help": tr("Publish this share of DPO's change in the layers; 1 publishes all of it.")},
     )
     embedding_interpolation: float = field(
