@@ -102,7 +102,8 @@ def test_a_dry_run_prints_the_preflight_and_the_time_left_and_writes_nothing(cha
     # Without --dry_run, this run would log at each step, and evaluate and save at every second step.
     printed = run(script, *options, *output_options(tmp_path), "--max_steps", 8, "--dry_run")
     for start in ONCE:
-        assert count_lines(printed, start) == 1, f"{start}\n{printed}"
+        times = 2 if stage == "sft" and start.startswith("Time left") else 1  # the matching has a line of its own
+        assert count_lines(printed, start) == times, f"{start}\n{printed}"
     assert "at the peak" in printed and "needed for" in printed and " 8 steps." in printed
     assert count_lines(printed, r"\[\d") == 0, "a progress line of a log or an evaluation"
     written = [path.name for path in tmp_path.rglob("*") if path.is_file()]
