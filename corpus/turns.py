@@ -37,9 +37,8 @@ def wordings_of(question: dict) -> list[str]:
 
 
 def impersonal_wordings_of(question: dict) -> list[str]:
-    """Return the training wordings that are not of PERSONAL registers, or all if there are no others."""
-    others = [texts for register, texts in question["wordings"].items() if register not in PERSONAL]
-    return list(itertools.chain(*others)) or wordings_of(question)
+    """Return the training wordings of a question whose register is not in PERSONAL."""
+    return [text for register, texts in question["wordings"].items() if register not in PERSONAL for text in texts]
 
 
 def marks_of(question: dict) -> dict:

@@ -129,6 +129,7 @@ class AnswerClassifier(nn.Module):
         # Causal attention never looks to the right, so no question sees its padding.
         hidden = self.model.base_model(input_ids, use_cache=False).last_hidden_state[place, end - 1]
         sums = nn.functional.pad(self.model.get_input_embeddings()(input_ids).float().cumsum(1), (0, 0, 1, 0))
+        # A sum is as good as a mean here: the normalization removes the scale.
         words = nn.functional.layer_norm(sums[place, end] - sums[place, start], hidden.shape[-1:])
         logits = hidden.float() @ self.from_hidden.T
         loss = nn.functional.cross_entropy(logits, number)

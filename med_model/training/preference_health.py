@@ -33,14 +33,15 @@ class PreferenceHealth(TrainerCallback):
         self.health = health
 
     def on_log(self, args, state, control, logs, **kwargs):
-        late = 0 < CHECKED_AFTER * state.max_steps <= state.global_step
+        if not 0 < CHECKED_AFTER * state.max_steps <= state.global_step:
+            return
         # A training log covers few pairs, so SMOOTHED logs are averaged. An evaluation covers all held-out pairs, so
         # one log is enough.
         for prefix, data, count in (("", tr("training"), SMOOTHED), ("eval_", tr("held-out"), 1)):
             margins = logged(state, f"{prefix}rewards/margins")
-            if f"{prefix}rewards/margins" in logs and late and len(margins) >= count:
+            if f"{prefix}rewards/margins" in logs and len(margins) >= count:
                 self._check_margin(data, state.global_step, recent_mean(margins[-count:]))
-        if "rewards/chosen" in logs and late:
+        if "rewards/chosen" in logs:
             self._check_chosen(args, state)
 
     def _check_margin(self, data: str, step: int, margin: float) -> None:

@@ -122,6 +122,12 @@ def test_print_stages_names_what_each_stage_changed(comparison, capsys):
     assert second.endswith("same: stopped by itself 50.7% → 100.0%")
 
 
+def test_print_stages_prints_nothing_without_a_measure_of_the_summary(comparison, capsys):
+    figures, changes = comparison
+    print_stages(figures, {("sft", "final"): {FLAW + "vague": changes["sft", "final"][FLAW + "vague"]}})
+    assert printed_lines(capsys) == []
+
+
 def test_print_all_has_a_block_per_measure_and_a_row_per_model(comparison, capsys):
     figures, changes = comparison
     print_all(figures, changes)

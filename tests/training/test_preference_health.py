@@ -96,9 +96,10 @@ def test_preference_health_warns_of_a_training_that_learns_nothing(prefer):
 
 
 @pytest.mark.long
-def test_preference_health_warns_of_drift_at_a_huge_learning_rate(prefer, capsys):
-    health, drift = prefer(learning_rate=3e-2, loss_type=["sigmoid"])
-    length, kl = health.lines
+def test_preference_health_warns_of_falling_chosen_answers_and_of_drift_at_a_huge_learning_rate(prefer, capsys):
+    health, drift = prefer(learning_rate=3e-1, max_steps=30, loss_type=["sigmoid"])
+    length, kl, chosen = health.lines
+    assert "Keep sft in --loss_type" in chosen and "--loss_weights (now sigmoid 1)" in chosen
     assert f", {drift.start_length:.0f} at the start." in length and "--num_train_epochs" in length
     assert "nats per token" in kl and "--beta (now 0.1)" in kl
     assert drift.kl > 0.5 and abs(drift.length / drift.start_length - 1) > 0.25

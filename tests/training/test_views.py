@@ -144,7 +144,7 @@ def test_each_row_is_in_one_conversation_of_a_pass_and_follows_other_rows_in_eac
 
 
 def test_a_cut_answer_in_an_earlier_turn_has_a_stop_token_without_a_label(make_views, tokenizer):
-    views = make_views([row(question) for question in WORDINGS], answer_tokens=8, later_turns=0.6)
+    views = make_views([row(question) for question in WORDINGS], answer_tokens=8, later_turns=0.75)
     stop = tokenizer.convert_tokens_to_ids("<|im_end|>")
     for i in range(len(views)):
         view, turns = views.view(i, 0), len(views.joined.rows(i, 0))
@@ -158,7 +158,7 @@ def test_first_rows_are_left_out_and_counted_if_all_together_are_too_long(make_v
     rows = [row(question) for question in WORDINGS]
     alone = make_views(rows)
     longest = max(len(alone.view(i, 0)["input_ids"]) for i in range(len(rows)))
-    views = make_views(rows, later_turns=0.6, max_length=longest + 1)
+    views = make_views(rows, later_turns=0.75, max_length=longest + 1)
     last = [views.joined.rows(i, 0)[-1] for i in range(len(views))]
     assert [views.view(i, 0) for i in range(len(views))] == [alone.view(i, 0) for i in last]
     assert views.left_out(0) == len(rows) - len(views) > 0 == alone.left_out(0)
