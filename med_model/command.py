@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable
 
+from torch import distributed
 from trl import TrlParser
 
 from med_model.allocator import keep_freed_memory
@@ -119,3 +120,8 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("\n" + tr("Interrupted."), file=sys.stderr)
         sys.exit(130)
+    finally:
+        # With torchrun, threads of an open process group can abort a process that ends before the others. torchrun
+        # would then stop the first process, which still measures and publishes the model.
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()

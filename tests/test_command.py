@@ -1,6 +1,7 @@
 from dataclasses import dataclass, field
 
 import pytest
+from torch import distributed
 
 from med_model.command import examples, parse, run
 from med_model.errors import UserError
@@ -110,3 +111,9 @@ def test_run_ends_with_code_130_after_ctrl_c(run_main):
 def test_run_refuses_an_unknown_language_before_it_runs_main(run_main, monkeypatch):
     monkeypatch.setenv("MED_MODEL_LANG", "fr")
     assert run_main(interrupt) == (2, "Error: MED_MODEL_LANG is fr. Set it to zh or en.\n")
+
+
+def test_run_closes_the_group_of_processes_after_a_mistake_too(run_main):
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    run_main(fail)
+    assert not distributed.is_initialized()
