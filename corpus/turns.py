@@ -13,7 +13,7 @@ PER_TOPIC = {
     "correction": 1,
     "again": 1,
     "simpler": 2,
-    "thanks": 1,
+    "thanks": 3,
     "new question": 2,
     "new topic": 1,
     "three turns": 2,

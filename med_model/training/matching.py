@@ -20,11 +20,14 @@ from med_model.screen import say
 from med_model.training.muon import optimizers_for
 from med_model.training.pass_views import PassViews
 from med_model.training.progress import ProgressLine, TimeLeft, Workload, remove_library_progress
+from med_model.training.retention import RETENTION_TOKENS, Retention
 from med_model.training.stage import train_in_memory
-from med_model.training.trainer import PassTrainer
+from med_model.training.trainer import PassTrainer, RetentionTrainer
 from med_model.training.views import RowViews, spans_of_answers
 
 INITIAL_DEVIATION = 0.02  # standard deviation of the initial weights, as in GPT-2
+# The KL term has this many times its weight in SFT, because the loss of the matching is larger (docs/en/recipes.md).
+RETENTION_FACTOR = 8
 # The matching takes these options of SFT over. Its optimizer is that of SFT, too.
 COPIED = (
     "output_dir",
@@ -137,17 +140,26 @@ class AnswerClassifier(nn.Module):
         return {"loss": loss, "logits": logits}
 
 
-class MatchingTrainer(PassTrainer, Trainer):
-    """Add the views of the questions to Hugging Face's Trainer."""
+class MatchingTrainer(PassTrainer, RetentionTrainer, Trainer):
+    """Add the views of the questions and the KL regularization to Hugging Face's Trainer."""
+
+    def retention_loss(self) -> Tensor:
+        return RETENTION_FACTOR * self.retention.loss(self.model.model)
 
 
 def match(
-    model: PreTrainedModel, views: RowViews, training: TrainingArguments, passes: float, dry_run: bool = False
+    model: PreTrainedModel,
+    views: RowViews,
+    training: TrainingArguments,
+    passes: float,
+    retention: Retention | None = None,
+    dry_run: bool = False,
 ) -> None:
     """Train the model to tell which answer a question asks for. Print the progress, and save nothing.
 
-    training: the options of SFT. dry_run: print the time that it takes, and stop after four steps. With equal answers
-    for all rows, do nothing. Raise UserError if the memory of a GPU is too small.
+    training: the options of SFT. retention: the KL regularization of SFT. dry_run: print the time that it takes, and
+    stop after four steps. With equal answers for all rows, do nothing. Raise UserError if the memory of a GPU is too
+    small.
     """
     questions = QuestionViews(views)
     if not passes or questions.distinct < 2:
@@ -170,10 +182,14 @@ def match(
         args=arguments,
         data_collator=collate,
         optimizers=optimizers_for(classifier, training),
+        retention=retention,
     )
     remove_library_progress(trainer)
     if not dry_run:
         trainer.add_callback(ProgressLine())
     lengths = [questions.length(view, 0) for view in range(len(questions))]
-    trainer.add_callback(TimeLeft(trainer, Workload(tokens=sum(lengths), longest=max(lengths)), dry_run))
+    workload = Workload(
+        tokens=sum(lengths), longest=max(lengths), retention_tokens=RETENTION_TOKENS if retention else 0
+    )
+    trainer.add_callback(TimeLeft(trainer, workload, dry_run))
     train_in_memory(trainer)

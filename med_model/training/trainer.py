@@ -117,17 +117,19 @@ def use_chunked_head(model: PreTrainedModel) -> None:
     model.forward = types.MethodType(forward, model)
 
 
-class OurTrainer:
-    """A mixin for a Trainer. It adds our output layer, which works in chunks of tokens, and the KL regularization.
+class RetentionTrainer:
+    """A mixin for a Trainer. It adds the KL regularization to the loss.
 
-    The `__init__` of TRL's trainers installs another, slower output layer. So ours is installed after it.
     retention: the KL regularization, or None to train without KL regularization.
     """
 
     def __init__(self, *args, retention: Retention | None = None, **kwargs):
         super().__init__(*args, **kwargs)
-        use_chunked_head(self.model)
         self.retention = retention
+
+    def retention_loss(self) -> Tensor:
+        """Return the KL term of the loss: a scalar with gradient."""
+        return self.retention.loss(self.model)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         # An evaluation may return a tuple (loss, outputs). In training `loss` is a tensor, and the KL term is added.
@@ -136,8 +138,19 @@ class OurTrainer:
             # A step adds up the gradients of its batches, so each KL term must be divided by the number of batches.
             # If num_items_in_batch is None, the Trainer makes this division later.
             batches = 1 if num_items_in_batch is None else self.args.gradient_accumulation_steps
-            loss = loss + RETENTION_STEPS * self.retention.loss(self.model) / batches
+            loss = loss + RETENTION_STEPS * self.retention_loss() / batches
         return loss
+
+
+class OurTrainer(RetentionTrainer):
+    """A mixin for a Trainer. It adds our output layer, which works in chunks of tokens, and the KL regularization.
+
+    The `__init__` of TRL's trainers installs another, slower output layer. So ours is installed after it.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        use_chunked_head(self.model)
 
 
 class PassTrainer:

@@ -204,7 +204,7 @@ def main() -> None:
     preflight(trainer, stage.output_model, workload)
     start = time.time()
     if checkpoint is None:  # the model of a checkpoint has learned the matching already
-        match(model, views, training, stage.matching_passes, stage.dry_run)
+        match(model, views, training, stage.matching_passes, retention, stage.dry_run)
     train(trainer, stage, workload, checkpoint, [TrainingHealth(health)])
     seconds = time.time() - start
     if stage.dry_run:

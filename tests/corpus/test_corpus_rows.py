@@ -11,7 +11,7 @@ from small_corpus import good_department
 from med_model import paths
 from pairs import composed_rejection
 from rows import Written, rows_by_file
-from turns import PERSONAL, wordings_of
+from turns import PER_TOPIC, PERSONAL, wordings_of
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,8 @@ def test_every_followup_is_asked_once_after_another_question_of_the_topic(good, 
             assert wordings_of(question)
 
 
-def test_no_personal_story_comes_before_another_question(good, written):
+def test_no_personal_story_comes_before_another_question(good, written, monkeypatch):
+    monkeypatch.setitem(PER_TOPIC, "again", 9)  # of all questions, so that a story is among them
     questions = [question for topic in good["topics"] for question in topic["questions"]]
     item_of = {question["answer"]: number for number, question in enumerate(questions)}
     register_of = {

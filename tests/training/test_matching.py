@@ -1,13 +1,17 @@
 """Check training/matching.py: a model learns to tell from a question which answer it asks for."""
 
+import copy
+
 import pytest
 import torch
 from conftest import ADVICE, DISEASES
 
 import sft_train
+from med_model.data.blocks import PackedBlocks
 from med_model.data.prompt import IGNORE, training_example
 from med_model.errors import UserError
 from med_model.training.matching import AnswerClassifier, MatchingArguments, QuestionViews, collate, match
+from med_model.training.retention import Retention
 from med_model.training.views import RowViews, ViewArguments
 
 ENDINGS = ("怎么办？", "要注意什么？", "能治好吗？")
@@ -92,6 +96,18 @@ def test_matching_brings_wordings_of_one_answer_together(views, random_gpt2, tra
     match(model, views, training, 100)
     assert nearest_is_the_same_answer() > max(0.9, before)
     assert set(model.state_dict()) == keys, "nothing is left of the layer"
+
+
+def test_the_kl_term_holds_the_predictions_on_text(views, tokenizer, random_gpt2, training):
+    start = random_gpt2(positions=512, initializer_range=0.02)
+    text = PackedBlocks(tokenizer, ["高血压患者要少盐少油，多吃蔬菜。" * 20], block_tokens=64)
+    held = Retention(copy.deepcopy(start), text, weight=0.1)
+    moved = []
+    for retention in (None, held):
+        model = copy.deepcopy(start)
+        match(model, views, training, 20, retention)
+        moved.append(held.loss(model).item())
+    assert 0 < moved[1] < moved[0] / 2
 
 
 def test_padding_changes_no_prediction(views, random_gpt2):
