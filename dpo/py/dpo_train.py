@@ -37,7 +37,7 @@ from med_model.training.preference_health import AnswerDrift, PreferenceHealth
 from med_model.training.preflight import preflight
 from med_model.training.progress import Workload
 from med_model.training.reference import reference_scores
-from med_model.training.retention import RETENTION_TOKENS, RetentionArguments, interpolate, new_retention
+from med_model.training.retention import RetentionArguments, interpolate, new_retention, text_tokens
 from med_model.training.stage import check_output, check_positions, finish, train
 from med_model.training.trainer import OurTrainer
 
@@ -209,7 +209,7 @@ def main() -> None:
         processing_class=tokenizer,
         retention=retention,
     )
-    workload = workload_of(pairs, heldout, RETENTION_TOKENS if retention else 0)
+    workload = workload_of(pairs, heldout, text_tokens(retention))
     preflight(trainer, stage.output_model, workload)
     questions = measured_questions(heldout_rows)
     prompts = [encode_prompt(tokenizer, question.messages) for question in questions[:DRIFT_QUESTIONS]]

@@ -3,7 +3,7 @@
 In SFT the first token of an answer is one of sixty, and many answers begin with the same token. So SFT teaches the
 matching slowly, and mostly sentence by sentence. Here one more linear layer predicts the number of the answer from the
 hidden state that will predict its first token, and another one from the mean of the token embeddings. The layers are
-thrown away; what the model has learned stays. It costs a quarter of the time of SFT (docs/en/recipes.md).
+thrown away; what the model has learned stays. It takes two fifths of the time of SFT (docs/en/results.md).
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from med_model.screen import say
 from med_model.training.muon import optimizers_for
 from med_model.training.pass_views import PassViews
 from med_model.training.progress import ProgressLine, TimeLeft, Workload, remove_library_progress
-from med_model.training.retention import RETENTION_TOKENS, Retention
+from med_model.training.retention import Retention, text_tokens
 from med_model.training.stage import train_in_memory
 from med_model.training.trainer import PassTrainer, RetentionTrainer
 from med_model.training.views import RowViews, spans_of_answers
@@ -188,8 +188,6 @@ def match(
     if not dry_run:
         trainer.add_callback(ProgressLine())
     lengths = [questions.length(view, 0) for view in range(len(questions))]
-    workload = Workload(
-        tokens=sum(lengths), longest=max(lengths), retention_tokens=RETENTION_TOKENS if retention else 0
-    )
+    workload = Workload(sum(lengths), max(lengths), retention_tokens=text_tokens(retention))
     trainer.add_callback(TimeLeft(trainer, workload, dry_run))
     train_in_memory(trainer)

@@ -113,6 +113,11 @@ def interpolate(model: PreTrainedModel, start: PreTrainedModel, share: float, em
         parameter.copy_(before.to(parameter.device).lerp(parameter, kept_share))
 
 
+def text_tokens(retention: Retention | None) -> int:
+    """Return the number of tokens of plain text in one batch of the KL regularization, 0 without it."""
+    return RETENTION_TOKENS if retention else 0
+
+
 def new_retention(
     stage: RetentionArguments, tokenizer: PreTrainedTokenizerBase, device: torch.device
 ) -> Retention | None:

@@ -1,4 +1,4 @@
-"""Add our output layer to the Trainers of all stages, and the KL regularization to the Trainers of SFT and DPO.
+"""Add our output layer to the Trainers of all stages, and the KL regularization to those of the matching, SFT and DPO.
 
 Our output layer (model/head.py) keeps only the logits of one chunk of tokens in memory. In SFT and DPO, TRL computes
 the loss from the log-probabilities of this layer. The KL regularization (retention.py) keeps the predictions on plain

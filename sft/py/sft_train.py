@@ -36,7 +36,7 @@ from med_model.training.matching import MatchingArguments, match
 from med_model.training.muon import MUON_HELP, optimizers_for
 from med_model.training.preflight import preflight
 from med_model.training.progress import Workload
-from med_model.training.retention import RETENTION_TOKENS, RetentionArguments, new_retention
+from med_model.training.retention import RetentionArguments, new_retention, text_tokens
 from med_model.training.stage import check_output, check_positions, finish, train
 from med_model.training.trainer import OurTrainer, PassTrainer
 from med_model.training.views import RowViews, ViewArguments
@@ -198,9 +198,7 @@ def main() -> None:
         optimizers=optimizers_for(model, training),
         retention=retention,
     )
-    workload = workload_of(
-        views, examples, heldout_examples, training.max_length, RETENTION_TOKENS if retention else 0
-    )
+    workload = workload_of(views, examples, heldout_examples, training.max_length, text_tokens(retention))
     preflight(trainer, stage.output_model, workload)
     start = time.time()
     if checkpoint is None:  # the model of a checkpoint has learned the matching already
